@@ -9,9 +9,9 @@ Data goes one way: foreign model → this description → packed weights of one 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ __all__ = [
     "StemWeights",
     "TransformerWeights",
     "fold_batch_norm",
+    "from_tensors",
     "named_tensors",
 ]
 
@@ -179,3 +180,28 @@ def named_tensors(weights: StageWeights | EncoderLayerWeights, prefix: str = "")
         elif isinstance(value, tuple):
             for i, layer in enumerate(value):
                 yield from named_tensors(layer, f"{prefix}{field.name}.{i}.")
+
+
+W = TypeVar("W")
+
+
+def from_tensors(cls: type[W], tensors: Mapping[str, Tensor], **others: Any) -> W:
+    """The inverse of :func:`named_tensors`: builds ``cls`` from tensors under their dotted names.
+
+    Args:
+        cls: a weights dataclass.
+        tensors: every tensor of it; an optional one may be absent.
+        others: the fields that are no tensors.
+    """
+    values: dict[str, Any] = dict(others)
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        if field.name in tensors:
+            values[field.name] = tensors[field.name]
+        elif field.name == "layers":
+            by_layer: dict[int, dict[str, Tensor]] = {}
+            for name, tensor in tensors.items():
+                if name.startswith("layers."):
+                    _, index, rest = name.split(".", 2)
+                    by_layer.setdefault(int(index), {})[rest] = tensor
+            values["layers"] = tuple(from_tensors(EncoderLayerWeights, by_layer[i]) for i in sorted(by_layer))
+    return cls(**values)

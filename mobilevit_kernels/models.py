@@ -1,0 +1,491 @@
+"""Drop-in modules: inverted residual, MobileViT block, and the whole network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mobilevit_kernels import initialize
+from mobilevit_kernels.canonical import InvertedResidualSpec, MobileViTBlockSpec, NetworkSpec
+from mobilevit_kernels.config import MobileViTConfig, get_config
+from mobilevit_kernels.engine import GraphCache
+from mobilevit_kernels.ops import _checks
+from mobilevit_kernels.ops.stem import check_images
+from mobilevit_kernels.stages import (
+    Conv3x3Stage,
+    HeadStage,
+    InvertedResidualStage,
+    Stage,
+    StemStage,
+    TransformerStage,
+)
+
+__all__ = ["InvertedResidual", "MobileViT", "MobileViTBlock", "create_model"]
+
+Normalize = tuple[Sequence[float], Sequence[float]]
+
+
+def check_mode(module: nn.Module) -> None:
+    """Raises for a forward in training mode while autograd would record."""
+    if module.training and torch.is_grad_enabled():
+        raise RuntimeError(
+            f"{type(module).__name__}: mobilevit_kernels is for inference only, but the module is in training mode and "
+            f"grad mode is on; call .eval() on it (or on the network it is in), or wrap the call in "
+            f"torch.inference_mode() or torch.no_grad()"
+        )
+
+
+class _Block(nn.Module):
+    """A drop-in block: takes and returns a map in the caller's dtype, computes in its own."""
+
+    def run(self, x: Tensor) -> Tensor:
+        """The block on a map in the compute dtype."""
+        raise NotImplementedError
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """The dtype of activations inside the block."""
+        return next(module.compute_dtype for module in self.modules() if isinstance(module, Stage))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Runs the block.
+
+        Args:
+            x: (B, C, H, W), floating point.
+
+        Returns:
+            What the stock block returns, in ``x``'s dtype, channels_last in memory.
+
+        Raises:
+            TypeError, ValueError: not such a tensor.
+            RuntimeError: in training mode, or where ``x`` requires grad, while grad mode is on.
+        """
+        check_mode(self)
+        _checks.check_map("x", x, "(B, C, H, W)")
+        _checks.check_float("x", x)
+        _checks.check_inference("x", x)
+        return self.run(x.to(self.compute_dtype)).to(x.dtype)
+
+
+class InvertedResidual(_Block):
+    """Drop-in MobileNetV2 inverted residual (arXiv 1801.04381): 1×1 expand → 3×3 depthwise → 1×1 project.
+
+    Args:
+        spec: canonical description.
+        dtype: compute dtype; None: float16 while on a GPU, the stock module's own elsewhere.
+        backend: "auto" or a backend's name.
+        own_dtype: the stock module's dtype.
+    """
+
+    def __init__(
+        self,
+        spec: InvertedResidualSpec,
+        *,
+        dtype: torch.dtype | None = None,
+        backend: str = "auto",
+        own_dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        self.stage = InvertedResidualStage(spec, dtype=dtype, backend=backend, own_dtype=own_dtype)
+        self.training = False
+
+    @classmethod
+    def from_module(
+        cls, module: nn.Module, *, dtype: torch.dtype | None = None, backend: str = "auto"
+    ) -> InvertedResidual:
+        """Reads a stock inverted residual of timm, transformers, ml-cvnets or python_ref.
+
+        Raises:
+            Unsupported: a module that cannot be served, with the reason.
+        """
+        spec = _read_block(module, InvertedResidualSpec, "an inverted residual")
+        return cls(spec, dtype=dtype, backend=backend, own_dtype=own_dtype_of(module))
+
+    @classmethod
+    def from_config(
+        cls,
+        in_channels: int,
+        out_channels: int,
+        *,
+        stride: int = 1,
+        expand_ratio: float = 4,
+        dilation: int = 1,
+        dtype: torch.dtype | None = None,
+        backend: str = "auto",
+    ) -> InvertedResidual:
+        """A block with random weights: hidden channels are ``in_channels · expand_ratio`` rounded to a multiple of 8."""
+        for name, value in (("in_channels", in_channels), ("out_channels", out_channels), ("dilation", dilation)):
+            _checks.check_positive(name, value)
+        _checks.check_one_of("stride", stride, (1, 2))
+        spec = initialize.inverted_residual(in_channels, out_channels, stride, expand_ratio, dilation)
+        return cls(spec, dtype=dtype, backend=backend)
+
+    @property
+    def spec(self) -> InvertedResidualSpec:
+        """The canonical description of the block."""
+        return self.stage.spec
+
+    def run(self, x: Tensor) -> Tensor:
+        result: Tensor = self.stage(x)
+        return result
+
+
+class MobileViTBlock(_Block):
+    """Drop-in MobileViT block (arXiv 2110.02178, section 3.1).
+
+    3×3 convolution → 1×1 → unfold → transformer → fold → 1×1 → concatenation with the input → 3×3 convolution, in three
+    stages. A transformers ``MobileViTLayer`` keeps the inverted residual before the block inside; so does this module
+    where it replaces one.
+
+    Args:
+        spec: canonical description.
+        dtype, backend, own_dtype: as for :class:`InvertedResidual`.
+    """
+
+    def __init__(
+        self,
+        spec: MobileViTBlockSpec,
+        *,
+        dtype: torch.dtype | None = None,
+        backend: str = "auto",
+        own_dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        common: dict[str, Any] = {"dtype": dtype, "backend": backend, "own_dtype": own_dtype}
+        self.downsampling = None if spec.downsampling is None else InvertedResidualStage(spec.downsampling, **common)
+        self.local = Conv3x3Stage(spec.local, dilation=spec.dilation, **common)
+        self.transformer = TransformerStage(
+            spec.transformer, num_heads=spec.num_heads, patch_size=spec.patch_size, **common
+        )
+        self.fusion = None if spec.fusion is None else Conv3x3Stage(spec.fusion, **common)
+        self.training = False
+
+    @classmethod
+    def from_module(
+        cls, module: nn.Module, *, dtype: torch.dtype | None = None, backend: str = "auto"
+    ) -> MobileViTBlock:
+        """Reads a stock MobileViT block of timm, transformers (``MobileViTLayer``), ml-cvnets or python_ref.
+
+        Raises:
+            Unsupported: a module that cannot be served, with the reason.
+        """
+        spec = _read_block(module, MobileViTBlockSpec, "a MobileViT block")
+        return cls(spec, dtype=dtype, backend=backend, own_dtype=own_dtype_of(module))
+
+    @classmethod
+    def from_config(
+        cls,
+        in_channels: int,
+        transformer_dim: int,
+        depth: int,
+        *,
+        num_heads: int = 4,
+        mlp_ratio: float = 2,
+        patch_size: int | tuple[int, int] = 2,
+        dilation: int = 1,
+        fusion: bool = True,
+        dtype: torch.dtype | None = None,
+        backend: str = "auto",
+    ) -> MobileViTBlock:
+        """A block with random weights.
+
+        Args:
+            in_channels: C of the map, in and out.
+            transformer_dim: D, a multiple of ``num_heads``.
+            depth: encoder layers.
+            num_heads: attention heads.
+            mlp_ratio: hidden over D in the MLP.
+            patch_size: an int or (height, width).
+            dilation: of the local convolution.
+            fusion: False: no concatenation and no fusion convolution.
+            dtype, backend: as for :class:`InvertedResidual`.
+        """
+        for name, value in (
+            ("in_channels", in_channels),
+            ("transformer_dim", transformer_dim),
+            ("depth", depth),
+            ("num_heads", num_heads),
+            ("dilation", dilation),
+        ):
+            _checks.check_positive(name, value)
+        _checks.check_divides("num_heads", num_heads, "transformer_dim", transformer_dim)
+        spec = initialize.mobilevit_block(
+            in_channels,
+            transformer_dim,
+            depth,
+            num_heads=num_heads,
+            mlp_ratio=mlp_ratio,
+            patch_size=_checks.check_patch_size(patch_size),
+            dilation=dilation,
+            fusion=fusion,
+        )
+        return cls(spec, dtype=dtype, backend=backend)
+
+    @property
+    def spec(self) -> MobileViTBlockSpec:
+        """The canonical description of the block."""
+        return MobileViTBlockSpec(
+            local=self.local.weights,
+            transformer=self.transformer.weights,
+            fusion=None if self.fusion is None else self.fusion.weights,
+            num_heads=self.transformer.num_heads,
+            patch_size=self.transformer.patch_size,
+            dilation=self.local.dilation,
+            downsampling=None if self.downsampling is None else self.downsampling.spec,
+        )
+
+    def run(self, x: Tensor) -> Tensor:
+        if self.downsampling is not None:
+            x = self.downsampling(x)
+        y: Tensor = self.transformer(self.local(x))
+        return y if self.fusion is None else self.fusion(x, y)
+
+
+class MobileViT(nn.Module):
+    """A whole MobileViT: images in, logits out.
+
+    Args:
+        spec: canonical description.
+        dtype: compute dtype; None: float16 while on a GPU, ``own_dtype`` elsewhere.
+        backend: "auto" or a backend's name.
+        normalize: ``(mean, std)`` in units of 0…1, applied to the images in the stem; with it uint8 (B, H, W, C) images
+            are accepted too.
+        graph: capture a CUDA graph for each new shape.
+        own_dtype: the stock model's dtype.
+    """
+
+    def __init__(
+        self,
+        spec: NetworkSpec,
+        *,
+        dtype: torch.dtype | None = None,
+        backend: str = "auto",
+        normalize: Normalize | None = None,
+        graph: bool = False,
+        own_dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        common: dict[str, Any] = {"dtype": dtype, "backend": backend, "own_dtype": own_dtype}
+        self.stem = StemStage(spec.stem, normalize=normalize, **common)
+        self.layers = nn.ModuleList(
+            nn.ModuleList(
+                (InvertedResidual if isinstance(block, InvertedResidualSpec) else MobileViTBlock)(block, **common)  # type: ignore[arg-type]
+                for block in layer
+            )
+            for layer in spec.layers
+        )
+        self.head = None if spec.head is None else HeadStage(spec.head, **common)
+        self.graphs = GraphCache(automatic=graph)
+        self.training = False
+
+    @classmethod
+    def from_module(
+        cls,
+        module: nn.Module,
+        *,
+        dtype: torch.dtype | None = None,
+        backend: str = "auto",
+        normalize: Normalize | None = None,
+    ) -> MobileViT:
+        """Reads a whole stock network; the result returns logits (or the last map, where there is no head).
+
+        :func:`mobilevit_kernels.optimize` also keeps the stock model's call signature and return type.
+
+        Raises:
+            Unsupported: a model that cannot be served, with the reason.
+        """
+        if isinstance(module, MobileViT):
+            spec = module.spec
+        else:
+            from mobilevit_kernels import convert
+
+            spec = convert.read_network(module).network
+        return cls(spec, dtype=dtype, backend=backend, normalize=normalize, own_dtype=own_dtype_of(module))
+
+    @classmethod
+    def from_config(
+        cls,
+        config: str | MobileViTConfig,
+        *,
+        num_classes: int = 1000,
+        dtype: torch.dtype | None = None,
+        backend: str = "auto",
+        normalize: Normalize | None = None,
+    ) -> MobileViT:
+        """A network with random weights.
+
+        Args:
+            config: "mobilevit_xxs", "mobilevit_xs", "mobilevit_s", or a configuration.
+            num_classes: classes; 0: no classifier, the result is the pooled features.
+            dtype, backend, normalize: as for the class.
+        """
+        if not isinstance(config, MobileViTConfig):
+            config = get_config(config)
+        if num_classes != 0:
+            _checks.check_positive("num_classes", num_classes)
+        spec = initialize.network(config, num_classes)
+        return cls(spec, dtype=dtype, backend=backend, normalize=normalize)
+
+    @property
+    def spec(self) -> NetworkSpec:
+        """The canonical description of the network."""
+        return NetworkSpec(
+            stem=self.stem.weights,
+            layers=tuple(tuple(block.spec for block in layer) for layer in self.layers),  # type: ignore[union-attr]
+            head=None if self.head is None else self.head.weights,
+        )
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """The dtype of activations inside the network."""
+        return self.stem.compute_dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.stem.device
+
+    @property
+    def num_classes(self) -> int:
+        """Classes; 0: no classifier."""
+        return 0 if self.head is None else self.head.packed.sizes[2]
+
+    def run(self, x: Tensor, *, pool: bool = True, taps: tuple[int, ...] = ()) -> list[Tensor]:
+        """The network in the compute dtype.
+
+        Args:
+            x: checked images.
+            pool: False: the head stops before its pool.
+            taps: which maps to return before the result: 0 the stem's, i the i-th layer's.
+
+        Returns:
+            The tapped maps in the order of the network, then the head's output (without a head: the last map).
+        """
+        outputs = []
+        x = self.stem(x)
+        if 0 in taps:
+            outputs.append(x)
+        for i, layer in enumerate(self.layers, start=1):
+            for block in layer:  # type: ignore[union-attr]
+                x = block.run(x)
+            if i in taps:
+                outputs.append(x)
+        if self.head is not None:
+            x = self.head(x, pool=pool)
+        return [*outputs, x]
+
+    def compute(self, x: Tensor, *, pool: bool = True, taps: tuple[int, ...] = ()) -> list[Tensor]:
+        """:meth:`run` behind the argument checks and the CUDA graphs; results in the images' dtype."""
+        check_mode(self)
+        check_images("x", x, self.stem.normalize)
+        outputs = self.graphs.call(self.run, x, pool=pool, taps=taps)
+        if not x.is_floating_point():
+            return outputs
+        return [output.to(x.dtype) for output in outputs]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Classifies images.
+
+        Args:
+            x: floating-point (B, 3, H, W), any memory layout; with ``normalize`` also uint8 (B, H, W, 3).
+
+        Returns:
+            Logits (B, num_classes), or the pooled features (B, C) where there is no classifier, in the images' dtype
+            (uint8: the compute dtype).
+
+        Raises:
+            TypeError, ValueError: not such images.
+            RuntimeError: in training mode, or where ``x`` requires grad, while grad mode is on.
+        """
+        return self.compute(x)[-1]
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """The map after the head's 1×1 convolution and SiLU (without a head: the last layer's), (B, C, H/32, W/32)."""
+        return self.compute(x, pool=False)[-1]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MobileViT:
+        super()._apply(fn, recurse)
+        self.graphs.clear()
+        return self
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        result = super().load_state_dict(*args, **kwargs)
+        self.graphs.clear()
+        return result
+
+    def capture(
+        self, batch_size: int, height: int = 256, width: int = 256, *, dtype: torch.dtype | None = None
+    ) -> MobileViT:
+        """Captures a CUDA graph of the forward for one input shape; other shapes still run, without one.
+
+        Args:
+            batch_size, height, width: the input's shape.
+            dtype: of the images; None: the compute dtype. torch.uint8: (B, H, W, C) images, with ``normalize``.
+
+        Returns:
+            The model itself.
+
+        Raises:
+            RuntimeError: the model is not on a CUDA device.
+        """
+        for name, value in (("batch_size", batch_size), ("height", height), ("width", width)):
+            _checks.check_positive(name, value)
+        if self.device.type != "cuda":
+            raise RuntimeError(f"capture: CUDA graphs need the model on a CUDA device, it is on {self.device}")
+        channels = self.stem.packed.sizes[0]
+        if dtype == torch.uint8:
+            x = torch.zeros((batch_size, height, width, channels), dtype=dtype, device=self.device)
+        else:
+            x = torch.zeros((batch_size, channels, height, width), dtype=dtype or self.compute_dtype, device=self.device)
+        with torch.inference_mode():
+            self.graphs.capture(self.run, x, **self._default_outputs())
+        return self
+
+    def _default_outputs(self) -> dict[str, Any]:
+        """What a plain forward asks of :meth:`run`."""
+        return {"pool": True, "taps": ()}
+
+
+def create_model(
+    name: str,
+    num_classes: int = 1000,
+    *,
+    dtype: torch.dtype | None = None,
+    backend: str = "auto",
+    normalize: Normalize | None = None,
+) -> MobileViT:
+    """A MobileViT with random weights.
+
+    Args:
+        name: "mobilevit_xxs", "mobilevit_xs" or "mobilevit_s".
+        num_classes: classes; 0: no classifier, the result is the pooled features.
+        dtype, backend, normalize: as for :class:`MobileViT`.
+
+    Raises:
+        ValueError: for another name, with the three listed.
+    """
+    get_config(name)
+    return MobileViT.from_config(name, num_classes=num_classes, dtype=dtype, backend=backend, normalize=normalize)
+
+
+def own_dtype_of(module: nn.Module) -> torch.dtype:
+    """The dtype of a stock module's first floating-point parameter."""
+    for tensor in module.parameters():
+        if tensor.is_floating_point():
+            return tensor.dtype
+    if isinstance(module, MobileViT):
+        return module.compute_dtype
+    return torch.float32
+
+
+def _read_block(module: nn.Module, spec_class: type, what: str) -> Any:
+    from mobilevit_kernels import convert
+
+    spec = convert.read_block(module)
+    if not isinstance(spec, spec_class):
+        raise convert.Unsupported(f"module: expected {what} of timm, transformers, ml-cvnets or python_ref, got "
+                                  f"{type(module).__module__}.{type(module).__qualname__}")  # fmt: skip
+    return spec

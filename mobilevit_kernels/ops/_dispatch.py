@@ -1,0 +1,176 @@
+"""From a checked call to a backend's launcher: packing, the registered operators, and the eager shortcut around them.
+
+Every stage is registered as ``torch.ops.mobilevit_kernels.<stage>`` with a functional schema and a fake, so that
+torch.compile and torch.export keep it as one node. In eager mode the public function calls the backend directly, which
+saves the operator's dispatch of several µs a call. The ``torch`` backend stays transparent under torch.compile:
+inductor fuses plain PyTorch better than it fuses around an opaque node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mobilevit_kernels import backends
+from mobilevit_kernels.canonical import (
+    Conv3x3Weights,
+    HeadWeights,
+    InvertedResidualWeights,
+    StageWeights,
+    StemWeights,
+    TransformerWeights,
+    named_tensors,
+)
+from mobilevit_kernels.packed import Packed
+
+__all__ = ["STAGE_OF", "empty_nhwc", "nhwc", "pack", "prepare", "register", "stage_module"]
+
+STAGE_OF: dict[type, str] = {
+    StemWeights: "stem",
+    Conv3x3Weights: "conv3x3",
+    InvertedResidualWeights: "inverted_residual",
+    TransformerWeights: "transformer",
+    HeadWeights: "head",
+}
+
+_LIBRARY = torch.library.Library("mobilevit_kernels", "FRAGMENT")
+
+
+def sizes_of(weights: StageWeights) -> tuple[int, ...]:
+    """The ``Packed.sizes`` of canonical weights."""
+    if isinstance(weights, StemWeights | Conv3x3Weights):
+        return (weights.weight.shape[1], weights.weight.shape[0])
+    if isinstance(weights, InvertedResidualWeights):
+        hidden_channels, in_channels = weights.expand_weight.shape[:2]
+        return (in_channels, hidden_channels, weights.project_weight.shape[0])
+    if isinstance(weights, TransformerWeights):
+        dim, in_channels = weights.in_weight.shape[:2]
+        mlp_dim = weights.layers[0].fc1_weight.shape[0] if weights.layers else 0
+        return (in_channels, dim, mlp_dim, len(weights.layers), weights.out_weight.shape[0])
+    hidden_channels, in_channels = weights.conv_weight.shape[:2]
+    return (in_channels, hidden_channels, 0 if weights.fc_weight is None else weights.fc_weight.shape[0])
+
+
+def pack(
+    weights: StageWeights,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    backend: str = "auto",
+) -> Packed:
+    """Packs the canonical weights of one stage for a backend, once, so that calls need not.
+
+    Args:
+        weights: a canonical dataclass of :mod:`mobilevit_kernels.canonical`.
+        dtype: the compute dtype; None: float16 on a GPU, float32 elsewhere.
+        device: where the packed weights live; None: where ``weights`` are.
+        backend: "auto", "cuda", "triton", "torch" or "simt".
+
+    Returns:
+        What the ops of :mod:`mobilevit_kernels.ops` take in place of ``weights``.
+
+    Raises:
+        TypeError: ``weights`` is not a canonical dataclass.
+        ValueError: unknown backend or dtype.
+        BackendUnavailable: the backend cannot serve this stage here, with the reason.
+    """
+    if type(weights) not in STAGE_OF:
+        expected = ", ".join(cls.__name__ for cls in STAGE_OF)
+        raise TypeError(f"weights: expected one of {expected}, got {type(weights).__name__}")
+    stage = STAGE_OF[type(weights)]
+    device = next(tensor for _, tensor in named_tensors(weights)).device if device is None else torch.device(device)
+    if dtype is None:
+        dtype = torch.float16 if device.type == "cuda" else torch.float32
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"dtype: expected a floating-point torch.dtype, got {dtype!r}")
+    choice = backends.choose(backend, stage, weights, dtype, device)
+    with torch.no_grad():
+        tensors = stage_module(choice.backend, stage).pack(weights, dtype, device)
+    eps = weights.eps if isinstance(weights, TransformerWeights) else 1e-5
+    return Packed(stage, choice.backend, dtype, device, tuple(tensors), sizes_of(weights), eps)
+
+
+def prepare(stage: str, x: Tensor, weights: StageWeights | Packed, backend: str) -> Packed:
+    """The packed weights of a call: ``weights`` itself where it is packed, else packed now in ``x``'s dtype.
+
+    Raises:
+        TypeError, ValueError: weights of another stage, backend, device or dtype than the call's.
+    """
+    backends.check_name(backend)
+    if not isinstance(weights, Packed):
+        if STAGE_OF.get(type(weights)) != stage:
+            expected = next(cls.__name__ for cls, name in STAGE_OF.items() if name == stage)
+            raise TypeError(f"weights: expected {expected} or its packed form, got {type(weights).__name__}")
+        return pack(weights, x.dtype if x.is_floating_point() else None, x.device, backend)
+    if weights.stage != stage:
+        raise TypeError(f"weights: expected packed weights of {stage}, got those of {weights.stage}")
+    if backend not in ("auto", weights.backend):
+        raise ValueError(f"backend: expected 'auto' or {weights.backend!r}, as the weights are packed, got {backend!r}")
+    if weights.device != x.device:
+        raise ValueError(f"x: expected a tensor on {weights.device}, as the weights are, got one on {x.device}")
+    if stage != "stem" and x.dtype != weights.dtype:  # the stem takes images as they come
+        raise TypeError(f"x: expected {weights.dtype}, as the weights are packed, got {x.dtype}")
+    return weights
+
+
+def nhwc(x: Tensor) -> Tensor:
+    """``x`` with NHWC memory: itself where it has it already."""
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def empty_nhwc(like: Tensor, channels: int, height: int, width: int, dtype: torch.dtype) -> Tensor:
+    """An uninitialised (B, channels, height, width) tensor, NHWC in memory."""
+    return torch.empty(
+        (like.shape[0], channels, height, width),
+        dtype=dtype,
+        device=like.device,
+        memory_format=torch.channels_last,
+    )
+
+
+def register(
+    stage: str, schema: str, run: Callable[..., Tensor], fake: Callable[..., Tensor]
+) -> Callable[..., Tensor]:
+    """Registers an op and returns the function that its public front calls, with the schema's arguments in order.
+
+    Args:
+        stage: the op's name.
+        schema: its argument list and return type; the first argument is the input, the last the backend's name.
+        run: computes the result on that backend.
+        fake: an uninitialised tensor of the result's shape, dtype and memory layout.
+    """
+    _LIBRARY.define(f"{stage}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
+
+    def run_any_batch(x: Tensor, *args: Any) -> Tensor:
+        if x.shape[0] == 0:
+            return fake(x, *args)
+        if torch.is_autocast_enabled(x.device.type):  # the compute dtype is the packed weights', not autocast's
+            with torch.autocast(x.device.type, enabled=False):
+                return run(x, *args)
+        return run(x, *args)
+
+    _LIBRARY.impl(stage, run_any_batch, "CPU")
+    _LIBRARY.impl(stage, run_any_batch, "CUDA")
+    torch.library.register_fake(f"mobilevit_kernels::{stage}", fake)
+    operator = getattr(torch.ops.mobilevit_kernels, stage)
+
+    def launch(*args: Any) -> Tensor:
+        as_node = torch.compiler.is_compiling() and args[-1] != "torch"
+        result: Tensor = operator(*args) if as_node else run_any_batch(*args)
+        return result
+
+    return launch
+
+
+_STAGE_MODULES: dict[tuple[str, str], ModuleType] = {}
+
+
+def stage_module(backend: str, stage: str) -> ModuleType:
+    """A backend's module of one stage; a plain dict look-up after the first time, which torch.compile can trace."""
+    module = _STAGE_MODULES.get((backend, stage))
+    if module is None:
+        module = _STAGE_MODULES[backend, stage] = backends.load(backend).stage_module(stage)
+    return module
