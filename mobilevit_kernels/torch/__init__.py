@@ -11,7 +11,7 @@ from types import ModuleType
 
 import torch
 
-from mobilevit_kernels.backends import Status
+from mobilevit_kernels.registry import Status
 from mobilevit_kernels.canonical import StageWeights
 
 __all__ = ["refusal", "stage_module", "status"]
