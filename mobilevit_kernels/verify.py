@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,10 @@ from mobilevit_kernels.canonical import (
     Conv3x3Weights,
     EncoderLayerWeights,
     HeadWeights,
+    InvertedResidualSpec,
     InvertedResidualWeights,
+    MobileViTBlockSpec,
+    NetworkSpec,
     StageWeights,
     StemWeights,
     TransformerWeights,
@@ -30,13 +33,22 @@ from mobilevit_kernels.config import CONFIGS, MobileViTConfig
 
 __all__ = [
     "MAX_FLOAT32_ERROR",
+    "MAX_NETWORK_RATIO",
     "MAX_STAGE_RATIO",
+    "NetworkCase",
+    "Result",
     "StageCase",
-    "StageResult",
+    "available",
+    "check",
+    "check_network",
     "check_stage",
+    "judge",
     "network_cases",
+    "plan",
+    "random_network",
     "random_weights",
     "reference",
+    "reference_network",
     "relative_error",
 ]
 
@@ -164,6 +176,37 @@ def reference(
         return _REFERENCE[stage](x if x.dtype == torch.uint8 else x.to(dtype), weights, **cast)
 
 
+def reference_network(
+    spec: NetworkSpec, x: Tensor, *, dtype: torch.dtype = torch.float64, normalize: Any = None
+) -> Tensor:
+    """A whole network in plain PyTorch, stage after stage, computed in ``dtype``.
+
+    Args:
+        spec: canonical description.
+        x: images, as for :class:`mobilevit_kernels.MobileViT`.
+        dtype: of all arithmetic.
+        normalize: as for :func:`mobilevit_kernels.ops.stem`.
+    """
+    x = reference("stem", x, spec.stem, dtype=dtype, normalize=normalize)
+    for block in (block for layer in spec.layers for block in layer):
+        if isinstance(block, InvertedResidualSpec):
+            x = _reference_inverted_residual(block, x, dtype)
+            continue
+        if block.downsampling is not None:
+            x = _reference_inverted_residual(block.downsampling, x, dtype)
+        y = reference("conv3x3", x, block.local, dtype=dtype, dilation=block.dilation)
+        y = reference(
+            "transformer", y, block.transformer, dtype=dtype, num_heads=block.num_heads, patch_size=block.patch_size
+        )
+        x = y if block.fusion is None else reference("conv3x3", x, block.fusion, dtype=dtype, x2=y)
+    return x if spec.head is None else reference("head", x, spec.head, dtype=dtype)
+
+
+def _reference_inverted_residual(block: InvertedResidualSpec, x: Tensor, dtype: torch.dtype) -> Tensor:
+    options = {"stride": block.stride, "dilation": block.dilation, "residual": block.residual}
+    return reference("inverted_residual", x, block.weights, dtype=dtype, **options)
+
+
 # --- random weights --------------------------------------------------------------------------------------------------
 
 
@@ -229,6 +272,28 @@ def random_weights(stage: str, sizes: tuple[int, ...], generator: torch.Generato
     return HeadWeights(*conv(hidden_channels, in_channels, 1), *classifier)
 
 
+def random_network(config: MobileViTConfig, generator: torch.Generator, num_classes: int = 1000) -> NetworkSpec:
+    """A network of random canonical weights, as :func:`random_weights` draws them."""
+
+    def weights(case: StageCase) -> Any:
+        return random_weights(case.stage, case.sizes, generator)
+
+    by_path = dict(_cases_of(config, 1, 256, 256))
+    layers = []
+    for i in range(len(config.layer_channels)):
+        blocks: list[InvertedResidualSpec | MobileViTBlockSpec] = []
+        for j in range(config.inverted_residuals_per_layer[i]):
+            case = by_path[f"layers.{i}.{j}.stage"]
+            blocks.append(InvertedResidualSpec(weights(case), case.options["stride"], 1, case.options["residual"]))
+        path = f"layers.{i}.{config.inverted_residuals_per_layer[i]}"
+        if f"{path}.local" in by_path:
+            local, transformer, fusion = (weights(by_path[f"{path}.{n}"]) for n in ("local", "transformer", "fusion"))
+            blocks.append(MobileViTBlockSpec(local, transformer, fusion, config.num_heads, config.patch_size))
+        layers.append(tuple(blocks))
+    head = random_weights("head", (*by_path["head"].sizes[:2], num_classes), generator)
+    return NetworkSpec(weights(by_path["stem"]), tuple(layers), head)  # type: ignore[arg-type]
+
+
 # --- cases -----------------------------------------------------------------------------------------------------------
 
 
@@ -273,17 +338,33 @@ class StageCase:
 
 
 @dataclass(frozen=True)
-class StageResult:
-    """A stage on a backend against float64.
+class NetworkCase:
+    """A whole network on one input shape, with random weights."""
+
+    model: str
+    x_shape: tuple[int, int, int, int]
+
+    def __str__(self) -> str:
+        return f"{self.model} {'×'.join(map(str, self.x_shape))}"
+
+    def build(self, seed: int = 0) -> tuple[Tensor, NetworkSpec]:
+        """Random images (float32) and a random network, on the CPU."""
+        generator = torch.Generator().manual_seed(seed)
+        return torch.rand(self.x_shape, generator=generator), random_network(CONFIGS[self.model], generator)
+
+
+@dataclass(frozen=True)
+class Result:
+    """A stage or network on a backend against float64.
 
     Attributes:
-        case, backend, dtype: what was run.
+        name, backend, dtype: what was run.
         error: relative L2 error of the backend.
         stock_error: of the stock computation in the same dtype on the same inputs.
         passed: within the contract.
     """
 
-    case: StageCase
+    name: str
     backend: str
     dtype: torch.dtype
     error: float
@@ -293,12 +374,38 @@ class StageResult:
     @property
     def ratio(self) -> float:
         """``error / stock_error``."""
-        return self.error / self.stock_error if self.stock_error else float("inf") if self.error else 0.0
+        if self.stock_error:
+            return self.error / self.stock_error
+        return float("inf") if self.error else 1.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, ready for JSON."""
+        return {
+            "name": self.name,
+            "backend": self.backend,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "rel_l2_err": self.error,
+            "stock_rel_l2_err": self.stock_error,
+            "ratio": self.ratio,
+            "passed": self.passed,
+        }
+
+
+def judge(
+    name: str, backend: str, dtype: torch.dtype, result: Tensor, truth: Tensor, stock: Tensor, max_ratio: float
+) -> Result:
+    """Compares a result and the stock's with the truth and applies the contract."""
+    error, stock_error = relative_error(result, truth), relative_error(stock, truth)
+    if dtype in (torch.float32, torch.float64):
+        limit = MAX_FLOAT32_ERROR  # absolute: a stock that happens to round well must not fail its equal
+    else:
+        limit = max(max_ratio * stock_error, torch.finfo(dtype).eps / 8)
+    return Result(name, backend, dtype, error, stock_error, error <= limit)
 
 
 def check_stage(
     case: StageCase, backend: str, dtype: torch.dtype, device: torch.device | str = "cpu", seed: int = 0
-) -> StageResult:
+) -> Result:
     """Runs one stage on a backend and compares it with float64.
 
     Inputs are rounded to ``dtype`` first, so that both sides see the same ones.
@@ -320,11 +427,52 @@ def check_stage(
             result = op(x, ops.pack(weights, dtype, device, backend), **options)
     truth = reference(case.stage, x, weights, **options)
     stock = reference(case.stage, x, weights, dtype=dtype, **options)
-    error, stock_error = relative_error(result, truth), relative_error(stock, truth)
-    # In float32 the bound is absolute: a stock computation that happens to round well must not fail an equal one.
-    exact = dtype in (torch.float32, torch.float64)
-    limit = MAX_FLOAT32_ERROR if exact else max(MAX_STAGE_RATIO * stock_error, torch.finfo(dtype).eps / 8)
-    return StageResult(case, backend, dtype, error, stock_error, error <= limit)
+    return judge(str(case), backend, dtype, result, truth, stock, MAX_STAGE_RATIO)
+
+
+def check_network(
+    case: NetworkCase, backend: str, dtype: torch.dtype, device: torch.device | str = "cpu", seed: int = 0
+) -> Result:
+    """Runs a whole network on a backend and compares it with float64."""
+    from mobilevit_kernels.models import MobileViT
+
+    x, spec = case.build(seed)
+    x = x.to(device, dtype)
+    network = MobileViT(spec, dtype=dtype).to(device)
+    network = MobileViT(network.spec, dtype=dtype, backend=backend)
+    with torch.inference_mode():
+        result = network(x)
+    truth = reference_network(spec, x)
+    stock = reference_network(spec, x, dtype=dtype)
+    return judge(str(case), backend, dtype, result, truth, stock, MAX_NETWORK_RATIO)
+
+
+Job: TypeAlias = tuple[StageCase | NetworkCase, str, torch.dtype]
+
+
+def plan(
+    models: tuple[str, ...], backend_names: tuple[str, ...], dtypes: list[torch.dtype], batch: int, size: int
+) -> list[Job]:
+    """Every stage shape of the networks once, and the networks, for each backend and dtype that it serves."""
+    cases: dict[str, StageCase | NetworkCase] = {
+        str(case): case for _, _, case in network_cases(models, batch=batch, height=size, width=size)
+    }
+    cases |= {name: NetworkCase(name, (batch, 3, size, size)) for name in models}
+    return [
+        (case, backend, dtype)
+        for case in cases.values()
+        for backend in backend_names
+        for dtype in dtypes
+        if not (backend in ("cuda", "simt") and dtype == torch.float32)
+    ]
+
+
+def check(job: Job, device: torch.device | str = "cpu", seed: int = 0) -> Result:
+    """Runs one job of :func:`plan`."""
+    case, backend, dtype = job
+    if isinstance(case, NetworkCase):
+        return check_network(case, backend, dtype, device, seed)
+    return check_stage(case, backend, dtype, device, seed)
 
 
 def network_cases(
