@@ -101,7 +101,9 @@ class Stage(nn.Module, Generic[W]):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Stage[W]:
         # A cast takes every dtype to one; a move leaves each as it is.
-        targets = {fn(torch.empty(0, dtype=dtype, device=self.device)).dtype for dtype in (torch.float32, torch.float64)}
+        targets = {
+            fn(torch.empty(0, dtype=dtype, device=self.device)).dtype for dtype in (torch.float32, torch.float64)
+        }
         if len(targets) == 1:
             self._dtype = targets.pop()
         for name, buffer in self._buffers.items():

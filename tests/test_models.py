@@ -80,11 +80,12 @@ def test_error_in_bfloat16_over_16_seeds(source: str, name: str, whole: bool) ->
         if whole:
             fast = mvk.optimize(stock, dtype=torch.bfloat16, backend="torch")
         else:
-            fast = copy.deepcopy(low)
-            mvk.replace_blocks(fast, backend="torch")
+            fast = copy.deepcopy(stock)
+            mvk.replace_blocks(fast, dtype=torch.bfloat16, backend="torch")
         with torch.inference_mode():
             truth = logits(stock.double()(x.double()))
-            ratios.append(relative_error(logits(fast(x)), truth) / relative_error(logits(low(x)), truth))
+            result = logits(fast(x if whole else x.float()))
+            ratios.append(relative_error(result, truth) / relative_error(logits(low(x)), truth))
     mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
     assert mean <= 1.05, ratios
     assert max(ratios) <= MAX_NETWORK_RATIO, ratios
