@@ -11,8 +11,8 @@ A backend is a package or module with
     gave it), NHWC in memory, with at least one image in the batch; the result is NHWC in memory too,
   - ``variant(packed) -> str``: the kernel variants that ``run`` chooses among, with the boundaries between them.
 
-Nothing falls back in silence: an explicit backend that cannot serve raises with its reason, "auto" records the reason of
-its choice.
+Nothing falls back in silence: an explicit backend that cannot serve raises with its reason, "auto" records the
+reason of its choice.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Choice:
 
 
 def load(name: str) -> ModuleType:
-    """The module of the backend ``name``; imported on first use, so that triton costs nothing to those who don't use it."""
+    """The module of the backend ``name``; imported on first use, so that triton costs nothing where it isn't used."""
     return importlib.import_module(f"mobilevit_kernels.{name}")
 
 
@@ -111,7 +111,7 @@ def choose(backend: str, stage: str, weights: StageWeights | None, dtype: torch.
         return Choice(backend, "asked for")
     if device.type != "cuda":
         return Choice("torch", f"the weights are on {device.type}")
-    passed_over = []
+    passed_over: list[str] = []
     for name in ("cuda", "triton"):
         obstacle = _obstacle(name, stage, weights, dtype, device)
         if obstacle is None:
