@@ -125,10 +125,13 @@ def print_table(title: str, columns: list[str], rows: Iterable[Iterable[str]]) -
 
 
 def track(items: Iterable[T], description: str, total: int | None = None) -> Iterable[T]:
-    """``items`` with a progress bar on stderr, which disappears when it is done."""
+    """``items`` with a progress bar on stderr, which disappears when it is done; none where stderr is no terminal."""
     from rich.progress import track as rich_track
 
-    return rich_track(items, description=description, total=total, console=console(stderr=True), transient=True)
+    stderr = console(stderr=True)
+    return rich_track(
+        items, description=description, total=total, console=stderr, transient=True, disable=not stderr.is_terminal
+    )
 
 
 def read_image(path: str | Path) -> Tensor:
