@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from triton.runtime.jit import JITFunction
 
-__all__ = ["INTERPRETED", "dot", "row_statistics", "silu"]
+__all__ = ["INTERPRETED", "dot", "narrow", "row_statistics", "silu"]
 
 # Triton decides when a function is decorated, so its own library tells what TRITON_INTERPRET was at the first import.
 INTERPRETED = tl.constexpr(not isinstance(tl.cdiv, JITFunction))
@@ -18,6 +18,17 @@ INTERPRETED = tl.constexpr(not isinstance(tl.cdiv, JITFunction))
 def silu(b_x):
     """x·sigmoid(x) in float32; −∞ gives NaN, as in PyTorch."""
     return b_x * tl.sigmoid(b_x)
+
+
+@triton.jit
+def narrow(b_x, DTYPE: tl.constexpr):
+    """float32 values in the storage dtype, rounded to nearest even."""
+    if INTERPRETED:
+        if DTYPE == tl.bfloat16:  # the interpreter cuts the lower bits off: round beforehand, what is cut is then zero
+            b_bits = b_x.to(tl.int32, bitcast=True)
+            b_bits = (b_bits + 0x7FFF + ((b_bits >> 16) & 1)) & -0x10000
+            b_x = tl.where(b_x == b_x, b_bits.to(tl.float32, bitcast=True), b_x)
+    return b_x.to(DTYPE)
 
 
 @triton.jit

@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mobilevit_kernels.triton import _launch, launch_table
-from mobilevit_kernels.triton._device import dot, row_statistics, silu
+from mobilevit_kernels.triton._device import dot, narrow, row_statistics, silu
 
 __all__ = ["fold_layer_norm", "linear", "pack_matrix"]
 
@@ -60,7 +60,7 @@ def linear_kernel(
         p_weight = weight_ptr + o_k[:, None] * N + o_n[None, :]
         b_weight = tl.load(p_weight, mask=m_k[:, None] & m_n[None, :], other=0.0)  # (K, N)
         if NORMALIZE:
-            b_x = ((b_x.to(tl.float32) - b_mean[:, None]) * b_rstd[:, None]).to(b_weight.dtype)
+            b_x = narrow((b_x.to(tl.float32) - b_mean[:, None]) * b_rstd[:, None], b_weight.dtype)
         b_out = dot(b_x, b_weight, b_out, PRECISION)  # (M, K) @ (K, N)
 
     if bias_ptr is not None:
@@ -71,7 +71,7 @@ def linear_kernel(
     m_out = m_row[:, None] & m_n[None, :]
     if residual_ptr is not None:
         b_out += tl.load(residual_ptr + o_out, mask=m_out, other=0.0).to(tl.float32)  # (M, N)
-    tl.store(out_ptr + o_out, b_out.to(out_ptr.dtype.element_ty), mask=m_out)
+    tl.store(out_ptr + o_out, narrow(b_out, out_ptr.dtype.element_ty), mask=m_out)
 
 
 def linear(

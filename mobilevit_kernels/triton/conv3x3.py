@@ -19,7 +19,7 @@ from mobilevit_kernels.canonical import Conv3x3Weights
 from mobilevit_kernels.ops._dispatch import empty_nhwc
 from mobilevit_kernels.packed import Packed
 from mobilevit_kernels.triton import _launch, launch_table
-from mobilevit_kernels.triton._device import dot, silu
+from mobilevit_kernels.triton._device import dot, narrow, silu
 
 __all__ = ["pack", "run", "variant"]
 
@@ -105,7 +105,7 @@ def conv3x3_kernel(
     if SILU:
         b_out = silu(b_out)
     p_out = out_ptr + o_pixel[:, None] * N + o_n[None, :]
-    tl.store(p_out, b_out.to(out_ptr.dtype.element_ty), mask=m_pixel[:, None] & m_n[None, :])
+    tl.store(p_out, narrow(b_out, out_ptr.dtype.element_ty), mask=m_pixel[:, None] & m_n[None, :])
 
 
 def pack(weights: Conv3x3Weights, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:

@@ -20,7 +20,7 @@ from mobilevit_kernels.canonical import HeadWeights
 from mobilevit_kernels.ops._dispatch import empty_nhwc
 from mobilevit_kernels.packed import Packed
 from mobilevit_kernels.triton import _launch, launch_table
-from mobilevit_kernels.triton._device import dot, silu
+from mobilevit_kernels.triton._device import dot, narrow, silu
 from mobilevit_kernels.triton._linear import linear, pack_matrix
 
 __all__ = ["pack", "run", "variant"]
@@ -63,7 +63,7 @@ def head_kernel(
         b_map = silu(b_map + b_bias[None, :])
         b_pooled += tl.sum(tl.where(m_pixel[:, None], b_map, 0.0), axis=0)
     b_pooled /= num_pixels.to(tl.float32)
-    tl.store(pooled_ptr + i_image * N + o_n, b_pooled.to(pooled_ptr.dtype.element_ty), mask=m_n)
+    tl.store(pooled_ptr + i_image * N + o_n, narrow(b_pooled, pooled_ptr.dtype.element_ty), mask=m_n)
 
 
 def pack(weights: HeadWeights, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:

@@ -25,7 +25,7 @@ from mobilevit_kernels.canonical import InvertedResidualWeights
 from mobilevit_kernels.ops._dispatch import empty_nhwc
 from mobilevit_kernels.packed import Packed
 from mobilevit_kernels.triton import _launch, launch_table
-from mobilevit_kernels.triton._device import dot, silu
+from mobilevit_kernels.triton._device import dot, narrow, silu
 from mobilevit_kernels.triton._linear import linear, pack_matrix
 
 __all__ = ["pack", "run", "variant"]
@@ -82,14 +82,14 @@ def depthwise_project_kernel(
         b_hidden = silu(b_hidden + tl.load(depthwise_bias_ptr + o_k, mask=m_k, other=0.0)[None, :])
         p_project = project_ptr + o_k[:, None] * N + o_n[None, :]
         b_project = tl.load(p_project, mask=m_k[:, None] & m_n[None, :], other=0.0)  # (K, N)
-        b_out = dot(b_hidden.to(b_project.dtype), b_project, b_out, PRECISION)  # (M, K) @ (K, N)
+        b_out = dot(narrow(b_hidden, b_project.dtype), b_project, b_out, PRECISION)  # (M, K) @ (K, N)
 
     b_out += tl.load(project_bias_ptr + o_n, mask=m_n, other=0.0)[None, :]  # (N,)
     o_out = o_pixel[:, None] * N + o_n[None, :]
     m_out = m_pixel[:, None] & m_n[None, :]
     if residual_ptr is not None:
         b_out += tl.load(residual_ptr + o_out, mask=m_out, other=0.0).to(tl.float32)  # (M, N)
-    tl.store(out_ptr + o_out, b_out.to(out_ptr.dtype.element_ty), mask=m_out)
+    tl.store(out_ptr + o_out, narrow(b_out, out_ptr.dtype.element_ty), mask=m_out)
 
 
 def pack(weights: InvertedResidualWeights, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:

@@ -21,7 +21,7 @@ from torch import Tensor
 from mobilevit_kernels.canonical import StemWeights
 from mobilevit_kernels.packed import Packed
 from mobilevit_kernels.triton import _launch, launch_table
-from mobilevit_kernels.triton._device import dot, silu
+from mobilevit_kernels.triton._device import dot, narrow, silu
 
 __all__ = ["pack", "run", "variant"]
 
@@ -81,11 +81,11 @@ def stem_kernel(
             b_image = tl.where(m_in, (b_image - b_mean[None, :]) / b_std[None, :], 0.0)
         p_weight = weight_ptr + o_k[:, None] * N + o_n[None, :]
         b_weight = tl.load(p_weight, mask=m_k[:, None] & m_n[None, :], other=0.0)  # (K, N)
-        b_out = dot(b_image.to(b_weight.dtype), b_weight, b_out, PRECISION)  # (M, K) @ (K, N)
+        b_out = dot(narrow(b_image, b_weight.dtype), b_weight, b_out, PRECISION)  # (M, K) @ (K, N)
 
     b_out = silu(b_out + tl.load(bias_ptr + o_n, mask=m_n, other=0.0)[None, :])  # (N,)
     p_out = out_ptr + o_pixel[:, None] * N + o_n[None, :]
-    tl.store(p_out, b_out.to(out_ptr.dtype.element_ty), mask=m_pixel[:, None] & m_n[None, :])
+    tl.store(p_out, narrow(b_out, out_ptr.dtype.element_ty), mask=m_pixel[:, None] & m_n[None, :])
 
 
 @functools.lru_cache(maxsize=64)
