@@ -18,8 +18,10 @@ from torch import Tensor
 
 from mobilevit_kernels.triton.launch_table import FALLBACK_L2_BYTES, Launch
 
-__all__ = ["Recorded", "architecture", "l2_bytes", "launch", "precision", "recording"]
+__all__ = ["COMPILE_OPTIONS", "Recorded", "architecture", "l2_bytes", "launch", "precision", "recording"]
 
+# Multiply and add become one instruction, as they do by default up to Triton 3.9 and no longer in 3.10.
+COMPILE_OPTIONS = {"enable_fp_fusion": True}
 _DEFAULT_ARCH = 90
 
 
@@ -92,4 +94,6 @@ def launch(kernel: Any, grid: tuple[int, ...], tensors: Sequence[Any], config: L
         return
     # Triton launches on the current device, which need not be the tensors'.
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-        kernel[grid](*tensors, **constants, num_warps=config.num_warps, num_stages=config.num_stages)
+        kernel[grid](
+            *tensors, **constants, num_warps=config.num_warps, num_stages=config.num_stages, **COMPILE_OPTIONS
+        )
