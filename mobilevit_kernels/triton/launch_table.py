@@ -104,7 +104,9 @@ def linear(rows: int, in_width: int, out_width: int, arch: int, itemsize: int) -
         return _launch(4, 2, BLOCK_M=32 if rows < MANY_ROWS else 64, BLOCK_N=32, BLOCK_K=block_k)
     if rows < MANY_ROWS:
         return _launch(4, _stages(arch), BLOCK_M=32, BLOCK_N=block_that_fits(out_width, 64, 32), BLOCK_K=block_k)
-    return _launch(4, _stages(arch), BLOCK_M=128, BLOCK_N=block_that_fits(out_width, 128, 32), BLOCK_K=block_k)
+    block_n = block_that_fits(out_width, 128, 32)
+    # 128 × 128 values take 128 registers a thread of four warps: with LayerNorm in front that spills.
+    return _launch(8 if block_n == 128 else 4, _stages(arch), BLOCK_M=128, BLOCK_N=block_n, BLOCK_K=block_k)
 
 
 def conv3x3(rows: int, in_width: int, second_width: int, out_width: int, arch: int, itemsize: int) -> Launch:
