@@ -300,5 +300,11 @@ def test_kernels_compile_for_sm_90(match: str) -> None:
 def test_spills_are_told_apart_by_loops() -> None:
     from mobilevit_kernels.triton.aot import _in_loops
 
-    code = [(0x00, "LDL R1, [R2]"), (0x10, "STL [R2], R1"), (0x20, "@P0 BRA 0x10"), (0x30, "LDL R1, [R2]"), (0x40, "BRA 0x40")]
+    code = [
+        (0x00, "LDL R1, [R2]"),
+        (0x10, "STL [R2], R1"),
+        (0x20, "@P0 BRA 0x10"),
+        (0x30, "LDL R1, [R2]"),
+        (0x40, "BRA 0x40"),
+    ]
     assert _in_loops(code) == 1
