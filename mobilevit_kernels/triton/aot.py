@@ -2,8 +2,8 @@
 
 ``python -m mobilevit_kernels.triton.aot --arch 90`` plans the published networks on tensors of the meta device, at
 batch 1 and 256, 256×256, and compiles each distinct kernel × configuration × dtype of the plan once, in its widest
-form. For each it reports registers, shared memory, stack, matrix instructions and local-memory instructions, those inside a loop
-apart: spills in a loop are an error, as is shared memory beyond what the architecture has.
+form. For each it reports registers, shared memory, stack, matrix instructions and local-memory instructions, those
+inside a loop apart: spills in a loop are an error, as is shared memory beyond what the architecture has.
 
 Needs triton's own tools only (ptxas, cuobjdump and nvdisasm come with the package), and TRITON_INTERPRET unset.
 """
