@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean help
+.PHONY: demo test lint aot clean help
 
 help:  ## Show the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -18,6 +18,11 @@ lint: $(VENV)/.lint  ## ruff and mypy.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+aot: $(VENV)/.test  ## Compile every Triton kernel ahead of time for sm_80, sm_90 and sm_100; no GPU needed.
+	env -u TRITON_INTERPRET $(BIN)/python -m mobilevit_kernels.triton.aot --arch 90 --output docs/triton-aot-sm90.json
+	env -u TRITON_INTERPRET $(BIN)/python -m mobilevit_kernels.triton.aot --arch 80
+	env -u TRITON_INTERPRET $(BIN)/python -m mobilevit_kernels.triton.aot --arch 100
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
