@@ -1,6 +1,8 @@
 // Launches on the simulator; the stream is ignored.
 #pragma once
 
+#include <string>
+
 #include "../common/launch.cuh"
 #include "runtime.h"
 
