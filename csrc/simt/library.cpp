@@ -2,6 +2,7 @@
 #include <cstring>
 
 #include "../launchers.h"
+#include "../testing/testing.h"
 #include "runtime.h"
 
 using namespace mvk;
@@ -52,6 +53,13 @@ int mvk_inverted_residual_shared_bytes(int in_channels, int out_channels, int st
 }
 int mvk_inverted_residual(const InvertedResidualArguments* arguments) {
   return guarded([&] { return inverted_residual(*arguments, nullptr); });
+}
+
+int mvk_golden(const char* name, const void* in, void* out, int warps) {
+  return guarded([&] { return golden(name, in, out, warps, nullptr); });
+}
+int mvk_planted(int fault, const std::uint32_t* in, std::uint32_t* out) {
+  return guarded([&] { return planted(fault, in, out); });
 }
 
 }  // extern "C"

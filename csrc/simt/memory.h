@@ -15,7 +15,7 @@ class Global {
   }
 
   template <class V>
-  V load(std::int64_t offset, simt::Where where = MVK_HERE) const {
+  V load(std::int64_t offset, simt::Where where = simt::Where::here()) const {
     V value;
     std::memcpy(&value, simt::global_access(false, view_, offset * std::int64_t{sizeof(T)}, sizeof(V), where),
                 sizeof(V));
@@ -23,12 +23,13 @@ class Global {
   }
 
   template <class V>
-  void store(std::int64_t offset, V value, simt::Where where = MVK_HERE) const {
+  void store(std::int64_t offset, V value, simt::Where where = simt::Where::here()) const {
     std::memcpy(simt::global_access(true, view_, offset * std::int64_t{sizeof(T)}, sizeof(V), where), &value,
                 sizeof(V));
   }
 
   const simt::GlobalView& view() const { return view_; }
+  T* pointer() const { return reinterpret_cast<T*>(view_.begin); }
 
  private:
   simt::GlobalView view_;
@@ -40,18 +41,18 @@ class Shared {
   Shared(const char* name, int byte_begin, int byte_count) : name_(name), begin_(byte_begin), bytes_(byte_count) {}
 
   template <class V>
-  V load(int offset, simt::Where where = MVK_HERE) const {
+  V load(int offset, simt::Where where = simt::Where::here()) const {
     V value;
     std::memcpy(&value, access(simt::SharedAccess::kLoad, offset, sizeof(V), where), sizeof(V));
     return value;
   }
 
   template <class V>
-  void store(int offset, V value, simt::Where where = MVK_HERE) const {
+  void store(int offset, V value, simt::Where where = simt::Where::here()) const {
     std::memcpy(access(simt::SharedAccess::kStore, offset, sizeof(V), where), &value, sizeof(V));
   }
 
-  Shared part(int offset, int count, simt::Where where = MVK_HERE) const {
+  Shared part(int offset, int count, simt::Where where = simt::Where::here()) const {
     const int begin = offset * static_cast<int>(sizeof(T));
     const int bytes = count * static_cast<int>(sizeof(T));
     if (begin < 0 || bytes < 0 || begin + bytes > bytes_) {
@@ -76,7 +77,7 @@ class Shared {
 };
 
 template <class T>
-Shared<T> shared_region(const char* name, int byte_offset, int count, simt::Where where = MVK_HERE) {
+Shared<T> shared_region(const char* name, int byte_offset, int count, simt::Where where = simt::Where::here()) {
   const int bytes = count * static_cast<int>(sizeof(T));
   if (byte_offset < 0 || bytes < 0 || byte_offset + bytes > simt::dynamic_shared_bytes()) {
     simt::fault(where, "shared region '%s' spans bytes %d … %d, but the launch asked for %d bytes of shared memory", name,

@@ -90,8 +90,7 @@ void load_matrix(Pair<T>** reg, const Shared<T>& region, int row_offset, const c
       const auto* argument = static_cast<Argument*>(lanes[lane]);
       addresses[row] = argument->byte_begin + argument->byte_offset;
       std::memcpy(values[row],
-                  matrix_row(argument->name, argument->byte_begin, argument->byte_count, argument->byte_offset, lane,
-                             where),
+                  matrix_row(argument->name, argument->byte_begin, argument->byte_count, argument->byte_offset, where),
                   16);
     }
     count_matrix_rows(addresses, 8);
@@ -109,15 +108,15 @@ void load_matrix(Pair<T>** reg, const Shared<T>& region, int row_offset, const c
 }  // namespace simt
 
 template <class T>
-void mma_m16n8k16(FragmentC& c, const FragmentA<T>& a, const FragmentB<T>& b, simt::Where where = MVK_HERE) {
+void mma_m16n8k16(FragmentC& c, const FragmentA<T>& a, const FragmentB<T>& b, simt::Where where = simt::Where::here()) {
   simt::mma<T, 16>(c, a, b, "mma_m16n8k16", where);
 }
 template <class T>
-void mma_m16n8k8(FragmentC& c, const FragmentA<T>& a, const FragmentB<T>& b, simt::Where where = MVK_HERE) {
+void mma_m16n8k8(FragmentC& c, const FragmentA<T>& a, const FragmentB<T>& b, simt::Where where = simt::Where::here()) {
   simt::mma<T, 8>(c, a, b, "mma_m16n8k8", where);
 }
 inline void mma_m16n8k16(FragmentCHalf& c, const FragmentA<Half>& a, const FragmentB<Half>& b,
-                         simt::Where where = MVK_HERE) {
+                         simt::Where where = simt::Where::here()) {
   FragmentC wide{{low(c.reg[0]), high(c.reg[0]), low(c.reg[1]), high(c.reg[1])}};
   simt::mma<Half, 16>(wide, a, b, "mma_m16n8k16 with float16 accumulators", where);
   c.reg[0] = make_pair<Half>(wide.value[0], wide.value[1]);
@@ -125,17 +124,17 @@ inline void mma_m16n8k16(FragmentCHalf& c, const FragmentA<Half>& a, const Fragm
 }
 
 template <class T>
-void load_matrix_x4(Pair<T> (&reg)[4], Shared<T> region, int row_offset, simt::Where where = MVK_HERE) {
+void load_matrix_x4(Pair<T> (&reg)[4], Shared<T> region, int row_offset, simt::Where where = simt::Where::here()) {
   Pair<T>* targets[4] = {&reg[0], &reg[1], &reg[2], &reg[3]};
   simt::load_matrix<T, 4, false>(targets, region, row_offset, "load_matrix_x4", where);
 }
 template <class T>
-void load_matrix_x4_transposed(Pair<T> (&reg)[4], Shared<T> region, int row_offset, simt::Where where = MVK_HERE) {
+void load_matrix_x4_transposed(Pair<T> (&reg)[4], Shared<T> region, int row_offset, simt::Where where = simt::Where::here()) {
   Pair<T>* targets[4] = {&reg[0], &reg[1], &reg[2], &reg[3]};
   simt::load_matrix<T, 4, true>(targets, region, row_offset, "load_matrix_x4_transposed", where);
 }
 template <class T>
-void load_matrix_x2(Pair<T>& first, Pair<T>& second, Shared<T> region, int row_offset, simt::Where where = MVK_HERE) {
+void load_matrix_x2(Pair<T>& first, Pair<T>& second, Shared<T> region, int row_offset, simt::Where where = simt::Where::here()) {
   Pair<T>* targets[2] = {&first, &second};
   simt::load_matrix<T, 2, false>(targets, region, row_offset, "load_matrix_x2", where);
 }

@@ -356,6 +356,9 @@ void note_access(int kind, std::uint64_t address, int bytes, Where where) {
 
 // The kernel of the matter: two accesses to a word, at least one a write, race when no barrier that both threads passed
 // lies between them. That depends on the program alone and not on the order in which the simulator ran the threads.
+// `lane` is the reader; kWholeWarp for ldmatrix, whose rows go to lanes other than the one that names their address.
+constexpr int kWholeWarp = -1;
+
 void check_and_record_read(Word& word, const char* region, int byte, int lane, Where where) {
   const int warp = running_warp();
   const Warp& state = machine.warps[static_cast<std::size_t>(warp)];
@@ -365,8 +368,8 @@ void check_and_record_read(Word& word, const char* region, int byte, int lane, W
             byte, format_thread(word.write_warp, word.write_lane).c_str(), format_where(word.write_where).c_str());
     }
     if (word.write_warp_epoch == state.epoch) {
-      fault(where, "race on shared region '%s' byte %d: read here for lane %d, written by lane %d at %s, no sync_warp() "
-            "between", region, byte, lane, word.write_lane, format_where(word.write_where).c_str());
+      fault(where, "race on shared region '%s' byte %d: read here, written by lane %d at %s, no sync_warp() between",
+            region, byte, word.write_lane, format_where(word.write_where).c_str());
     }
   }
   if (word.read_epoch != machine.epoch) {
@@ -376,7 +379,7 @@ void check_and_record_read(Word& word, const char* region, int byte, int lane, W
   }
   if (word.read_warp != warp || word.read_warp_epoch != state.epoch) word.reading_lanes = 0;
   word.reading_warps |= 1u << warp;
-  word.reading_lanes |= 1u << lane;
+  word.reading_lanes |= lane == kWholeWarp ? kFullMask : 1u << lane;
   word.read_warp = static_cast<std::uint8_t>(warp);
   word.read_warp_epoch = state.epoch;
   word.read_where = where;
@@ -660,13 +663,13 @@ void* shared_access(SharedAccess kind, const char* region, int byte_begin, int b
   return machine.shared.data() + address;
 }
 
-const void* matrix_row(const char* region, int byte_begin, int byte_count, int byte_offset, int lane, Where where) {
+const void* matrix_row(const char* region, int byte_begin, int byte_count, int byte_offset, Where where) {
   check_shared_range(region, byte_count, byte_offset, 16, byte_begin, where);
   const int address = byte_begin + byte_offset;
   for (int byte = address; byte < address + 16; byte += 4) {
     Word& word = machine.words[static_cast<std::size_t>(byte / 4)];
     check_readable(word, region, byte, byte_begin, 16, where);
-    check_and_record_read(word, region, byte - byte_begin, lane, where);
+    check_and_record_read(word, region, byte - byte_begin, kWholeWarp, where);
   }
   return machine.shared.data() + address;
 }

@@ -14,16 +14,13 @@ constexpr int kWarpSize = 32;
 constexpr int kMaxWarps = 32;
 constexpr std::uint32_t kFullMask = 0xffffffffu;
 
-// A place in a kernel's source. The default argument is evaluated where the primitive is called.
+// A place in a kernel's source. As a default argument, Where::here() is the place of the primitive's caller.
 struct Where {
   const char* file;
   int line;
-};
 
-#define MVK_HERE                       \
-  ::mvk::simt::Where {                 \
-    __builtin_FILE(), __builtin_LINE() \
-  }
+  static constexpr Where here(const char* file = __builtin_FILE(), int line = __builtin_LINE()) { return {file, line}; }
+};
 
 // Exact counts over one or more launches. Bytes are those that lanes ask for; sectors are 32 bytes, counted once a
 // warp-wide access; wavefronts are shared-memory cycles, conflicts those above the fewest possible.
@@ -105,8 +102,8 @@ enum class SharedAccess : std::uint8_t { kLoad, kStore, kMatrixLoad };
 // Checks one lane's access, records it for the race detector and for the warp-wide counters.
 void* shared_access(SharedAccess kind, const char* region, int byte_begin, int byte_count, int byte_offset, int bytes,
                     Where where);
-// ldmatrix reads rows on behalf of other lanes: no counting, the address comes from `lane`.
-const void* matrix_row(const char* region, int byte_begin, int byte_count, int byte_offset, int lane, Where where);
+// Checks and records the read of one row of ldmatrix, by the whole warp; count_matrix_rows() counts it.
+const void* matrix_row(const char* region, int byte_begin, int byte_count, int byte_offset, Where where);
 // Counts one group of eight rows of 16 bytes.
 void count_matrix_rows(const int* byte_addresses, int rows);
 

@@ -14,8 +14,8 @@ inline int lane_index() { return simt::current.thread % simt::kWarpSize; }
 inline int block_index_x() { return static_cast<int>(simt::current.block.x); }
 inline int block_index_y() { return static_cast<int>(simt::current.block.y); }
 
-inline void sync_block(simt::Where where = MVK_HERE) { simt::sync_block(where); }
-inline void sync_warp(simt::Where where = MVK_HERE) { simt::sync_warp(where); }
+inline void sync_block(simt::Where where = simt::Where::here()) { simt::sync_block(where); }
+inline void sync_warp(simt::Where where = simt::Where::here()) { simt::sync_warp(where); }
 
 namespace simt {
 
@@ -46,21 +46,21 @@ V shuffle_from(V value, int source, const char* primitive, Where where) {
 }  // namespace simt
 
 template <class V>
-V shuffle(V value, int lane, simt::Where where = MVK_HERE) {
+V shuffle(V value, int lane, simt::Where where = simt::Where::here()) {
   return simt::shuffle_from(value, lane, "shuffle", where);
 }
 template <class V>
-V shuffle_up(V value, int delta, simt::Where where = MVK_HERE) {
+V shuffle_up(V value, int delta, simt::Where where = simt::Where::here()) {
   const int lane = lane_index();
   return simt::shuffle_from(value, lane < delta ? lane : lane - delta, "shuffle_up", where);
 }
 template <class V>
-V shuffle_down(V value, int delta, simt::Where where = MVK_HERE) {
+V shuffle_down(V value, int delta, simt::Where where = simt::Where::here()) {
   const int lane = lane_index();
   return simt::shuffle_from(value, lane + delta > 31 ? lane : lane + delta, "shuffle_down", where);
 }
 template <class V>
-V shuffle_xor(V value, int mask, simt::Where where = MVK_HERE) {
+V shuffle_xor(V value, int mask, simt::Where where = simt::Where::here()) {
   return simt::shuffle_from(value, lane_index() ^ mask, "shuffle_xor", where);
 }
 

@@ -15,7 +15,7 @@ from mobilevit_kernels import native
 __all__ = ["build", "cache_folder", "find_compiler"]
 
 _FLAGS = ["-DMVK_SIMT", "-std=c++17", "-O2", "-fPIC", "-ffp-contract=off", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
-_SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g1"]
+_SANITIZE = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g1"]
 
 
 def cache_folder() -> Path:
