@@ -1,9 +1,11 @@
 """Fused kernels for MobileViT inference: drop-in modules, functional ops, conversion from timm, transformers, ml-cvnets."""
 
 from mobilevit_kernels import ops
-from mobilevit_kernels.backends import BackendUnavailable, Status, backends
+from mobilevit_kernels.convert import Unsupported
 from mobilevit_kernels.models import InvertedResidual, MobileViT, MobileViTBlock, create_model
-from mobilevit_kernels.ops._dispatch import pack
+from mobilevit_kernels.ops import pack
+from mobilevit_kernels.optimize import load, optimize, replace_blocks, report, restore
+from mobilevit_kernels.registry import BackendUnavailable, Status, backends
 from mobilevit_kernels.report import Report, Row
 
 __version__ = "0.1.0"
@@ -16,9 +18,15 @@ __all__ = [
     "Report",
     "Row",
     "Status",
+    "Unsupported",
     "__version__",
     "backends",
     "create_model",
+    "load",
     "ops",
+    "optimize",
     "pack",
+    "replace_blocks",
+    "report",
+    "restore",
 ]

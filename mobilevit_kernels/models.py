@@ -439,7 +439,9 @@ class MobileViT(nn.Module):
         if dtype == torch.uint8:
             x = torch.zeros((batch_size, height, width, channels), dtype=dtype, device=self.device)
         else:
-            x = torch.zeros((batch_size, channels, height, width), dtype=dtype or self.compute_dtype, device=self.device)
+            x = torch.zeros(
+                (batch_size, channels, height, width), dtype=dtype or self.compute_dtype, device=self.device
+            )
         with torch.inference_mode():
             self.graphs.capture(self.run, x, **self._default_outputs())
         return self

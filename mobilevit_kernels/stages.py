@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from mobilevit_kernels import backends, canonical, ops
+from mobilevit_kernels import canonical, ops, registry
 from mobilevit_kernels.canonical import (
     Conv3x3Weights,
     HeadWeights,
@@ -58,7 +58,7 @@ class Stage(nn.Module, Generic[W]):
         self._others = {"eps": weights.eps} if isinstance(weights, TransformerWeights) else {}
         self._dtype = dtype
         self._own_dtype = own_dtype
-        self._backend = backends.check_name(backend)
+        self._backend = registry.check_name(backend)
         self.training = False  # there is no other mode
         self.repack()
 
@@ -83,7 +83,7 @@ class Stage(nn.Module, Generic[W]):
 
     def repack(self) -> None:
         """Derives the packed weights anew; needed by hand only after writing into the buffers."""
-        self.choice = backends.choose(
+        self.choice = registry.choose(
             self._backend, _dispatch.STAGE_OF[self.weights_class], self.weights, self.compute_dtype, self.device
         )
         self.packed: Packed = _dispatch.pack(self.weights, self.compute_dtype, self.device, self.choice.backend)
@@ -186,9 +186,7 @@ class InvertedResidualStage(Stage[InvertedResidualWeights]):
         return text + (", residual" if self.residual else "")
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.inverted_residual(
-            x, self.packed, stride=self.stride, dilation=self.dilation, residual=self.residual
-        )
+        return ops.inverted_residual(x, self.packed, stride=self.stride, dilation=self.dilation, residual=self.residual)
 
 
 class TransformerStage(Stage[TransformerWeights]):

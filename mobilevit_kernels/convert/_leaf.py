@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard, TypeVar
 
 import torch.nn.functional as F
 from torch import nn
@@ -17,6 +17,7 @@ from torch import nn
 __all__ = [
     "ConvUnit",
     "Unsupported",
+    "check_batch_norm",
     "check_conv2d",
     "check_conv_unit",
     "check_inactive",
@@ -26,9 +27,11 @@ __all__ = [
     "check_plain",
     "child",
     "children",
+    "computes_as",
     "expect_class",
     "foreign_class",
     "is_identity",
+    "is_inactive",
     "is_linear",
     "is_silu",
     "is_torch_class",
@@ -36,6 +39,8 @@ __all__ = [
     "read_activation",
     "refusal",
 ]
+
+M = TypeVar("M", bound=nn.Module)
 
 _MERGE = "merge, remove or dequantise it first (for LoRA: `merge_and_unload()`)"
 
@@ -73,7 +78,7 @@ def check_plain(module: nn.Module, path: str = "", kept: Collection[nn.Module] =
             continue
         where = join(path, name)
         if "parametrizations" in current._modules:
-            names = ", ".join(current._modules["parametrizations"]._modules)  # type: ignore[union-attr]
+            names = ", ".join(current._modules["parametrizations"]._modules)
             raise refusal(
                 current,
                 where,
@@ -107,7 +112,7 @@ _HOOK_REMEDIES = {
 
 
 def foreign_class(module: nn.Module, name: str, package: str | None = None) -> type | None:
-    """The base-most class called ``name`` that ``module`` is an instance of, or None.
+    """The base-most class outside torch called ``name`` that ``module`` is an instance of, or None.
 
     Args:
         module: any module.
@@ -117,18 +122,30 @@ def foreign_class(module: nn.Module, name: str, package: str | None = None) -> t
     found = [
         cls
         for cls in type(module).__mro__
-        if cls.__name__ == name and (package is None or cls.__module__.split(".")[0] == package)
+        if cls.__name__ == name and _package(cls) != "torch" and package in (None, _package(cls))
     ]
     return found[-1] if found else None
 
 
+def _package(cls: type) -> str:
+    return cls.__module__.split(".")[0]
+
+
 def check_methods(module: nn.Module, path: str, cls: type, methods: Iterable[str] = ("forward",)) -> None:
     """Raises Unsupported where ``module`` does not compute with the ``methods`` of ``cls``."""
-    for method in ("__call__", *methods):
-        if method in vars(module) or _implementation(type(module), method) is not _implementation(cls, method):
+    for method in methods:
+        if not computes_as(module, cls, (method,)):
             raise refusal(
                 module, path, f"{method} differs from {cls.__name__}'s, so what it computes is unknown", _MERGE
             )
+
+
+def computes_as(module: nn.Module, cls: type, methods: Iterable[str] = ("forward",)) -> bool:
+    """Whether ``module`` computes with the ``methods`` of ``cls``: overridden neither in its class nor on it."""
+    return all(
+        method not in vars(module) and _implementation(type(module), method) is _implementation(cls, method)
+        for method in ("__call__", *methods)
+    )
 
 
 def _implementation(cls: type, method: str) -> Any:
@@ -140,7 +157,11 @@ def _implementation(cls: type, method: str) -> Any:
 
 
 def expect_class(
-    module: nn.Module, path: str, names: str | tuple[str, ...], package: str | None, methods: Iterable[str] = ("forward",)
+    module: nn.Module,
+    path: str,
+    names: str | tuple[str, ...],
+    package: str | None,
+    methods: Iterable[str] = ("forward",),
 ) -> None:
     """Raises Unsupported unless ``module`` is one of the foreign classes ``names`` and computes as that one does."""
     for name in (names,) if isinstance(names, str) else names:
@@ -170,11 +191,9 @@ def children(module: nn.Module, path: str, container: type[nn.Module] = nn.Seque
     return dict(module.named_children())
 
 
-def is_torch_class(module: object, cls: type[nn.Module], methods: Iterable[str] = ("forward",)) -> bool:
+def is_torch_class(module: object, cls: type[M], methods: Iterable[str] = ("forward",)) -> TypeGuard[M]:
     """Whether ``module`` is a ``cls`` of torch, or a subclass that changes none of ``methods``."""
-    return isinstance(module, cls) and all(
-        getattr(type(module), method) is getattr(cls, method) for method in ("__call__", *methods)
-    )
+    return isinstance(module, cls) and computes_as(module, cls, methods)
 
 
 def is_identity(module: object) -> bool:
@@ -189,7 +208,7 @@ def is_silu(activation: object) -> bool:
     if not isinstance(activation, nn.Module):
         return False
     cls = foreign_class(activation, "SiLUActivation", "transformers")
-    return cls is not None and type(activation).forward is cls.forward
+    return cls is not None and computes_as(activation, cls)
 
 
 def read_activation(activation: object, path: str) -> bool:
@@ -204,46 +223,51 @@ def read_activation(activation: object, path: str) -> bool:
 _INACTIVE = ("Identity", "Dropout", "Dropout2d", "DropPath", "DropBlock2d", "StochasticDepth")
 
 
+def is_inactive(module: object) -> bool:
+    """Whether ``module`` is absent or, as dropout, does nothing at inference."""
+    return module is None or any(cls.__name__ in _INACTIVE for cls in type(module).__mro__)
+
+
 def check_inactive(module: nn.Module, path: str, names: Iterable[str]) -> None:
-    """Raises Unsupported unless each child called so is absent or does nothing at inference, as dropout does."""
+    """Raises Unsupported unless each child called so is absent or, as dropout, does nothing at inference."""
     for name in names:
         part = getattr(module, name, None)
-        if part is not None and not any(cls.__name__ in _INACTIVE for cls in type(part).__mro__):
+        if not is_inactive(part):
             raise refusal(part, join(path, name), "not a layer of the published networks", _MERGE)
 
 
-def check_linear(module: nn.Module, path: str) -> None:
-    """Raises Unsupported unless ``module`` is a plain Linear, torch's or ml-cvnets'."""
-    if not is_linear(module):
+def check_linear(module: nn.Module, path: str, foreign: tuple[str, ...] = ()) -> None:
+    """Raises Unsupported unless ``module`` is a plain Linear of torch's, or one of the ``foreign`` classes."""
+    if not is_linear(module, foreign):
         raise refusal(module, path, "expected a plain Linear", _MERGE)
 
 
-def is_linear(module: nn.Module) -> bool:
-    """Whether ``module`` is a plain Linear, torch's or ml-cvnets' LinearLayer on channels-last input."""
+def is_linear(module: object, foreign: tuple[str, ...] = ()) -> bool:
+    """Whether ``module`` is a plain Linear of torch's, or one of the ``foreign`` classes in its channels-last mode."""
     if is_torch_class(module, nn.Linear):
         return True
-    cls = foreign_class(module, "LinearLayer")
-    return cls is not None and type(module).forward is cls.forward and getattr(module, "channel_first", None) is False  # type: ignore[attr-defined]
+    return _is_foreign(module, foreign) and getattr(module, "channel_first", False) is False
 
 
-def check_layer_norm(module: nn.Module, path: str, dim: int) -> None:
-    """Raises Unsupported unless ``module`` is a LayerNorm over ``dim`` channels, torch's or ml-cvnets'.
+def _is_foreign(module: object, names: tuple[str, ...]) -> bool:
+    """Whether ``module`` is one of the classes ``names``, from any package, and computes as that one does."""
+    if not isinstance(module, nn.Module):
+        return False
+    cls = next(filter(None, (foreign_class(module, name) for name in names)), None)
+    return cls is not None and computes_as(module, cls)
 
-    ml-cvnets' class has a channel-first branch that it takes where the number of tokens happens to equal the number of
-    channels. That is an accident of the image's size, and is not followed.
-    """
-    plain = is_torch_class(module, nn.LayerNorm)
-    for name in ("LayerNormFP32", "LayerNorm"):
-        cls = foreign_class(module, name)
-        if isinstance(module, nn.LayerNorm) and cls is not None and cls.__module__.endswith(_CVNETS_LAYER_NORM):
-            plain = plain or type(module).forward is cls.forward  # type: ignore[attr-defined]
-    if not plain:
+
+def check_layer_norm(module: nn.Module, path: str, dim: int, foreign: tuple[str, ...] = ()) -> None:
+    """Raises Unsupported unless ``module`` is a LayerNorm over ``dim`` channels, torch's or one of ``foreign``."""
+    if not is_torch_class(module, nn.LayerNorm) and not (
+        isinstance(module, nn.LayerNorm) and _is_foreign(module, foreign)
+    ):
         raise refusal(module, path, "expected a plain LayerNorm", _MERGE)
-    if tuple(module.normalized_shape) != (dim,):  # type: ignore[arg-type]
-        raise refusal(module, path, f"normalises {tuple(module.normalized_shape)}, not ({dim},)", _PUBLISHED)  # type: ignore[arg-type]
+    assert isinstance(module, nn.LayerNorm)
+    if tuple(module.normalized_shape) != (dim,):
+        raise refusal(module, path, f"normalises {tuple(module.normalized_shape)}, expected ({dim},)", _PUBLISHED)
 
 
-_CVNETS_LAYER_NORM = ("layer_norm", "cvnets_standin")
 _PUBLISHED = "only the layer shapes of the published networks are served"
 
 
@@ -261,7 +285,6 @@ def check_conv2d(module: nn.Module, path: str) -> nn.Conv2d:
     """``module`` itself; Unsupported unless it is a plain Conv2d with zero padding."""
     if not is_torch_class(module, nn.Conv2d, ("forward", "_conv_forward")):
         raise refusal(module, path, "expected a plain Conv2d", _MERGE)
-    assert isinstance(module, nn.Conv2d)
     if module.padding_mode != "zeros":
         raise refusal(module, path, f"padding_mode {module.padding_mode!r} is not supported", _PUBLISHED)
     return module

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mobilevit_kernels import backends
+from mobilevit_kernels import registry
 from mobilevit_kernels.canonical import (
     Conv3x3Weights,
     HeadWeights,
@@ -86,7 +86,7 @@ def pack(
         dtype = torch.float16 if device.type == "cuda" else torch.float32
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ValueError(f"dtype: expected a floating-point torch.dtype, got {dtype!r}")
-    choice = backends.choose(backend, stage, weights, dtype, device)
+    choice = registry.choose(backend, stage, weights, dtype, device)
     with torch.no_grad():
         tensors = stage_module(choice.backend, stage).pack(weights, dtype, device)
     eps = weights.eps if isinstance(weights, TransformerWeights) else 1e-5
@@ -99,7 +99,7 @@ def prepare(stage: str, x: Tensor, weights: StageWeights | Packed, backend: str)
     Raises:
         TypeError, ValueError: weights of another stage, backend, device or dtype than the call's.
     """
-    backends.check_name(backend)
+    registry.check_name(backend)
     if not isinstance(weights, Packed):
         if STAGE_OF.get(type(weights)) != stage:
             expected = next(cls.__name__ for cls, name in STAGE_OF.items() if name == stage)
@@ -131,9 +131,7 @@ def empty_nhwc(like: Tensor, channels: int, height: int, width: int, dtype: torc
     )
 
 
-def register(
-    stage: str, schema: str, run: Callable[..., Tensor], fake: Callable[..., Tensor]
-) -> Callable[..., Tensor]:
+def register(stage: str, schema: str, run: Callable[..., Tensor], fake: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Registers an op and returns the function that its public front calls, with the schema's arguments in order.
 
     Args:
@@ -172,5 +170,5 @@ def stage_module(backend: str, stage: str) -> ModuleType:
     """A backend's module of one stage; a plain dict look-up after the first time, which torch.compile can trace."""
     module = _STAGE_MODULES.get((backend, stage))
     if module is None:
-        module = _STAGE_MODULES[backend, stage] = backends.load(backend).stage_module(stage)
+        module = _STAGE_MODULES[backend, stage] = registry.load(backend).stage_module(stage)
     return module

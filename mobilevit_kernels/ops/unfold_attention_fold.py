@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mobilevit_kernels import backends
+from mobilevit_kernels import registry
 from mobilevit_kernels.ops import _checks, _dispatch
 
 __all__ = ["unfold_attention_fold"]
@@ -54,7 +54,7 @@ def unfold_attention_fold(
     _checks.check_divides("patch_size", patch_width, "qkv's width", qkv.shape[3])
     if scale is None:
         scale = (qkv.shape[1] // (3 * num_heads)) ** -0.5
-    choice = backends.choose(backend, "unfold_attention_fold", None, qkv.dtype, qkv.device)
+    choice = registry.choose(backend, "unfold_attention_fold", None, qkv.dtype, qkv.device)
     return _launch(qkv, num_heads, patch_height, patch_width, float(scale), choice.backend)
 
 

@@ -11,8 +11,8 @@ from types import ModuleType
 
 import torch
 
-from mobilevit_kernels.backends import Status
 from mobilevit_kernels.canonical import StageWeights
+from mobilevit_kernels.registry import Status
 
 __all__ = ["refusal", "stage_module", "status"]
 

@@ -84,7 +84,9 @@ def check_name(backend: str) -> str:
     return backend
 
 
-def _obstacle(name: str, stage: str, weights: StageWeights | None, dtype: torch.dtype, device: torch.device) -> str | None:
+def _obstacle(
+    name: str, stage: str, weights: StageWeights | None, dtype: torch.dtype, device: torch.device
+) -> str | None:
     status = _status(name)
     if not status.available:
         return status.reason
@@ -92,9 +94,7 @@ def _obstacle(name: str, stage: str, weights: StageWeights | None, dtype: torch.
     return reason
 
 
-def choose(
-    backend: str, stage: str, weights: StageWeights | None, dtype: torch.dtype, device: torch.device
-) -> Choice:
+def choose(backend: str, stage: str, weights: StageWeights | None, dtype: torch.dtype, device: torch.device) -> Choice:
     """Picks the backend for a stage.
 
     "auto" on a GPU takes the first of cuda, triton, torch that can serve; elsewhere torch.

@@ -1,0 +1,38 @@
+# Each target makes what it needs: `make demo` and `make test` work alone, from a fresh clone with Python and make.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint clean help
+
+help:  ## Show the targets.
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: $(VENV)/.demo  ## A photograph through the stock and the fused model: parity, timing table, plot.
+	$(BIN)/mobilevit-kernels demo
+
+test: $(VENV)/.test  ## All tests; those that need a GPU are skipped without one.
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.lint  ## ruff and mypy.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet -e '.[bench]'
+	touch $@
+
+$(VENV)/.test: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet -e '.[test]'
+	touch $@
+
+$(VENV)/.lint: pyproject.toml | $(VENV)/.test
+	$(BIN)/python -m pip install --quiet -e '.[lint]'
+	touch $@
+
+clean:  ## Remove the virtual environment and caches.
+	rm -rf $(VENV) build dist out .pytest_cache .mypy_cache .ruff_cache

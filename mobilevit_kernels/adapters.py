@@ -1,0 +1,294 @@
+"""Optimized models with the call signature and return type of the stock model they came from.
+
+timm and transformers are imported only here, on first use, and only for a model that came from them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mobilevit_kernels.canonical import NetworkSpec
+from mobilevit_kernels.models import MobileViT
+
+__all__ = ["TimmFeatures", "TimmMobileViT", "TransformersMobileViT", "adapt"]
+
+
+class TimmMobileViT(MobileViT):
+    """An optimized timm MobileViT: ``forward``, ``forward_features``, ``forward_head``, ``forward_intermediates``.
+
+    Args:
+        stock: the timm model (``ByobNet``).
+        spec: its canonical description.
+        keep_head: the stock head pools in a way of its own: it is copied and run on the features as it is.
+        kwargs: as for :class:`~mobilevit_kernels.MobileViT`.
+    """
+
+    def __init__(self, stock: nn.Module, spec: NetworkSpec, keep_head: bool, **kwargs: Any) -> None:
+        super().__init__(spec, **kwargs)
+        self.stock_head = copy.deepcopy(stock.head).eval() if keep_head else None
+        self.global_pool = stock.global_pool
+        for name in ("num_features", "head_hidden_size", "feature_info", "pretrained_cfg", "default_cfg"):
+            if hasattr(stock, name):
+                setattr(self, name, copy.deepcopy(getattr(stock, name)))
+        self._match_stock_head()
+
+    @property
+    def pools(self) -> bool:
+        """Whether the fused head pools: not with ``global_pool=''``, nor where the stock head does it."""
+        return self.stock_head is None and self.global_pool != ""
+
+    def _match_stock_head(self) -> None:
+        if self.stock_head is not None:
+            self.stock_head.to(self.compute_dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TimmMobileViT:
+        super()._apply(fn, recurse)
+        self._match_stock_head()
+        return self
+
+    def _default_outputs(self) -> dict[str, Any]:
+        return {"pool": self.pools, "taps": ()}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits, or what the stock model gives with ``num_classes=0`` or ``global_pool=''``, in the images' dtype."""
+        output = self.compute(x, **self._default_outputs())[-1]
+        return output if self.stock_head is None else self.forward_head(output)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Pool and classifier on the map that :meth:`forward_features` returns."""
+        if self.stock_head is not None:
+            features = x.to(self.compute_dtype)
+            return self.stock_head(features, pre_logits=pre_logits).to(x.dtype)  # type: ignore[no-any-return]
+        if self.global_pool == "":
+            return x
+        pooled = x.mean((2, 3))
+        if pre_logits or self.head is None or self.head.weights.fc_weight is None:
+            return pooled
+        weights = self.head.weights
+        assert weights.fc_weight is not None
+        assert weights.fc_bias is not None
+        dtype = self.compute_dtype
+        logits = nn.functional.linear(pooled.to(dtype), weights.fc_weight.to(dtype), weights.fc_bias.to(dtype))
+        return logits.to(x.dtype)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Maps at each reduction, as the stock method; the last is the head convolution's.
+
+        Args:
+            x: images.
+            indices: an int: the last n; a list: those of (stem or layer 1, …, head); None: all.
+            norm, stop_early: accepted for the signature; there is no norm, and the whole network runs.
+            output_fmt: "NCHW" only.
+            intermediates_only: leave out the final map.
+        """
+        if output_fmt != "NCHW":
+            raise ValueError(f"output_fmt: expected 'NCHW', got {output_fmt!r}")
+        from timm.models._features import feature_take_indices
+
+        taps = _timm_taps([info["module"] for info in self.feature_info])
+        chosen, _ = feature_take_indices(len(taps), indices)
+        outputs = self.compute(x, pool=False, taps=tuple(tap for tap in taps if tap is not None))
+        intermediates = [outputs[i] for i in chosen]
+        return intermediates if intermediates_only else (outputs[-1], intermediates)
+
+    def get_classifier(self) -> nn.Module:
+        """The classifier as a Linear of its own (Identity where there is none)."""
+        if self.stock_head is not None:
+            return self.stock_head.fc  # type: ignore[no-any-return]
+        if self.head is None or self.head.weights.fc_weight is None:
+            return nn.Identity()
+        weight = self.head.weights.fc_weight
+        classifier = nn.Linear(weight.shape[1], weight.shape[0], device=weight.device)
+        classifier.load_state_dict({"weight": weight, "bias": self.head.weights.fc_bias})
+        return classifier.requires_grad_(False)
+
+
+def _timm_taps(names: list[str]) -> list[int | None]:
+    """timm's feature modules as taps of :meth:`MobileViT.run`; None stands for the final map."""
+    taps: list[int | None] = []
+    for name in names:
+        if name == "final_conv":
+            taps.append(None)
+        elif name == "stem":
+            taps.append(0)
+        else:  # "stages.3" or, flattened, "stages_3"
+            taps.append(int(name.replace("_", ".").split(".")[1]) + 1)
+    return taps
+
+
+class TimmFeatures(MobileViT):
+    """An optimized ``timm.create_model(…, features_only=True)``: images in, a list of maps out.
+
+    Args:
+        stock: timm's ``FeatureListNet``.
+        spec: its canonical description.
+        kwargs: as for :class:`~mobilevit_kernels.MobileViT`.
+    """
+
+    def __init__(self, stock: nn.Module, spec: NetworkSpec, **kwargs: Any) -> None:
+        super().__init__(spec, **kwargs)
+        self.feature_info = copy.deepcopy(stock.feature_info)
+        taps = _timm_taps(list(stock.feature_info.module_name()))  # type: ignore[operator, union-attr]
+        self._taps = tuple(tap for tap in taps if tap is not None)
+        self._with_final_map = None in taps
+
+    def _default_outputs(self) -> dict[str, Any]:
+        return {"pool": False, "taps": self._taps}
+
+    def forward(self, x: Tensor) -> list[Tensor]:  # type: ignore[override]
+        """The maps at the model's ``out_indices``, each (B, C, H/s, W/s), in the images' dtype."""
+        outputs = self.compute(x, **self._default_outputs())
+        return outputs if self._with_final_map else outputs[:-1]
+
+
+class TransformersMobileViT(nn.Module):
+    """An optimized ``MobileViTModel``, ``MobileViTForImageClassification`` or ``MobileViTForSemanticSegmentation``.
+
+    Same call signature, same ModelOutput classes. The DeepLabV3 head of the segmentation model is the stock one, copied
+    and run in the compute dtype. With ``labels`` the stock loss is computed, without gradients.
+
+    Args:
+        stock: the transformers model.
+        spec: canonical description of its backbone and classifier.
+        kwargs: as for :class:`~mobilevit_kernels.MobileViT`.
+    """
+
+    main_input_name = "pixel_values"
+    base_model_prefix = "mobilevit"
+
+    def __init__(self, stock: nn.Module, spec: NetworkSpec, **kwargs: Any) -> None:
+        super().__init__()
+        self.config: Any = copy.deepcopy(stock.config)
+        self.task = {
+            "MobileViTForImageClassification": "classification",
+            "MobileViTForSemanticSegmentation": "segmentation",
+        }.get(next(c.__name__ for c in type(stock).__mro__ if c.__module__.startswith("transformers.")), "features")
+        self.mobilevit = MobileViT(spec, **kwargs)
+        self.segmentation_head = copy.deepcopy(stock.segmentation_head).eval() if self.task == "segmentation" else None
+        if self.task == "classification":
+            self.loss_function: Any = stock.loss_function
+        self._match_segmentation_head()
+        self.training = False
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.mobilevit.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The compute dtype."""
+        return self.mobilevit.compute_dtype
+
+    def can_generate(self) -> bool:
+        """False: for transformers' pipelines."""
+        return False
+
+    def capture(self, batch_size: int, height: int = 256, width: int = 256, **kwargs: Any) -> TransformersMobileViT:
+        """As :meth:`mobilevit_kernels.MobileViT.capture`, of the backbone as a plain call of the model runs it."""
+        self.mobilevit._default_outputs = lambda: self._outputs(hidden_states=False)  # type: ignore[method-assign]
+        try:
+            self.mobilevit.capture(batch_size, height, width, **kwargs)
+        finally:
+            del self.mobilevit._default_outputs
+        return self
+
+    def _match_segmentation_head(self) -> None:
+        if self.segmentation_head is not None:
+            self.segmentation_head.to(self.mobilevit.compute_dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TransformersMobileViT:
+        super()._apply(fn, recurse)
+        self._match_segmentation_head()
+        return self
+
+    def _outputs(self, hidden_states: bool) -> dict[str, Any]:
+        every_layer = tuple(range(1, len(self.mobilevit.layers) + 1))
+        return {"pool": self.task == "classification", "taps": every_layer if hidden_states else ()}
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        labels: Tensor | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """The stock model's outputs, in the images' dtype.
+
+        Args:
+            pixel_values: (B, 3, H, W) images in the stock model's channel order (BGR for Apple's weights); uint8
+                (B, H, W, 3) with ``normalize``.
+            output_hidden_states: also return the maps after each of the 5 layers.
+            labels: for the loss of a classification or segmentation model.
+            return_dict: False: tuples.
+            kwargs: ignored, as the stock model ignores them.
+        """
+        if pixel_values is None:
+            raise ValueError("pixel_values: expected images (B, 3, H, W), got None")
+        if labels is not None and self.task == "segmentation" and self.config.num_labels == 1:
+            raise ValueError("labels: expected more than one label in config.num_labels to compute a loss, got 1")
+        hidden_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        *maps, last = self.mobilevit.compute(pixel_values, **self._outputs(hidden_states))
+        states = tuple(maps) if hidden_states else None
+        if self.task == "classification":
+            loss = None if labels is None else self.loss_function(labels, last, self.config)
+            return self._pack(
+                "ImageClassifierOutputWithNoAttention", return_dict, loss=loss, logits=last, states=states
+            )
+        if self.task == "segmentation":
+            assert self.segmentation_head is not None
+            logits = self.segmentation_head([last.to(self.dtype)]).to(last.dtype)
+            loss = None if labels is None else self._segmentation_loss(logits, labels)
+            return self._pack("SemanticSegmenterOutput", return_dict, loss=loss, logits=logits, states=states)
+        pooled = None if self.mobilevit.head is None else last.mean((2, 3))
+        return self._pack(
+            "BaseModelOutputWithPoolingAndNoAttention",
+            return_dict,
+            last_hidden_state=last,
+            pooler_output=pooled,
+            states=states,
+        )
+
+    def _segmentation_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        logits = nn.functional.interpolate(logits.float(), size=labels.shape[-2:], mode="bilinear", align_corners=False)
+        return nn.functional.cross_entropy(logits, labels, ignore_index=self.config.semantic_loss_ignore_index)
+
+    @staticmethod
+    def _pack(output_class: str, return_dict: bool, *, states: tuple[Tensor, ...] | None, **fields: Any) -> Any:
+        if not return_dict:
+            return tuple(value for value in (*fields.values(), states) if value is not None)
+        from transformers import modeling_outputs
+
+        return getattr(modeling_outputs, output_class)(**fields, hidden_states=states)
+
+
+def adapt(stock: nn.Module, source: Any, **kwargs: Any) -> nn.Module:
+    """Wraps a network read from ``stock`` so that it is called as ``stock`` is.
+
+    Args:
+        stock: the model that was read.
+        source: what :func:`mobilevit_kernels.convert.read_network` returned.
+        kwargs: as for :class:`~mobilevit_kernels.MobileViT`.
+    """
+    if source.kind == "transformers":
+        return TransformersMobileViT(stock, source.network, **kwargs)
+    if source.kind == "timm" and hasattr(stock, "return_layers"):
+        return TimmFeatures(stock, source.network, **kwargs)
+    if source.kind == "timm":
+        return TimmMobileViT(stock, source.network, not source.head_is_standard, **kwargs)
+    return MobileViT(source.network, **kwargs)

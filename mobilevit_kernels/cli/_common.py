@@ -1,0 +1,153 @@
+"""What the commands share: options, JSON output, progress bars, images."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import torch
+from torch import Tensor
+
+from mobilevit_kernels.config import CONFIGS
+from mobilevit_kernels.registry import BACKENDS
+
+__all__ = [
+    "DTYPES",
+    "backend_option",
+    "console",
+    "device_option",
+    "dtype_option",
+    "json_option",
+    "model_option",
+    "pick_device",
+    "print_json",
+    "print_table",
+    "read_image",
+    "track",
+]
+
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
+
+DTYPES = {
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+}
+
+IMAGE_SIZE = 256
+RESIZED_SHORT_SIDE = 284  # 256 / 0.9: the crop that the published accuracies were measured with
+
+
+def json_option(function: F) -> F:
+    """--json: machine-readable output on stdout."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")(function)
+
+
+def device_option(function: F) -> F:
+    """--device, a torch device; by default the GPU where there is one."""
+    return click.option("--device", default=None, help="torch device, e.g. cuda:0 [default: cuda if there is one, else cpu]")(function)  # fmt: skip
+
+
+def backend_option(function: F) -> F:
+    """--backend."""
+    choice = click.Choice(["auto", *BACKENDS])
+    return click.option("--backend", type=choice, default="auto", show_default=True, help="Which kernels to run.")(function)  # fmt: skip
+
+
+def dtype_option(function: F) -> F:
+    """--dtype."""
+    return click.option("--dtype", type=click.Choice(list(DTYPES)), default=None, help="Compute dtype [default: float16 on a GPU, float32 elsewhere]")(function)  # fmt: skip
+
+
+def model_option(function: F) -> F:
+    """--model, one of the three names."""
+    choice = click.Choice(list(CONFIGS))
+    return click.option("--model", type=choice, default="mobilevit_s", show_default=True, help="Architecture.")(function)  # fmt: skip
+
+
+def pick_device(name: str | None) -> torch.device:
+    """The torch device called ``name``; ValueError for one that is not there."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"--device: expected a torch device such as cpu or cuda:0, got {name!r}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device: expected a device of this machine, got {name!r}, but there is no CUDA device")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"--device: this machine has {torch.cuda.device_count()} CUDA devices, got {name!r}")
+    return device
+
+
+def console(stderr: bool = False) -> Any:
+    """A rich console."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False, soft_wrap=True)
+
+
+def print_json(data: Any) -> None:
+    """Prints ``data`` as indented JSON; NaN and infinities, which JSON has not, become null."""
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: clean(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [clean(item) for item in value]
+        if isinstance(value, float) and value - value != 0:
+            return None
+        return value
+
+    click.echo(json.dumps(clean(data), indent=2, ensure_ascii=False))
+
+
+def print_table(title: str, columns: list[str], rows: Iterable[Iterable[str]]) -> None:
+    """Prints a table; columns after the first that hold figures are right-aligned."""
+    from rich.table import Table
+
+    rows = [list(row) for row in rows]
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for i, column in enumerate(columns):
+        numeric = bool(rows) and all(row[i][:1].isdigit() or not row[i] for row in rows)
+        table.add_column(column, justify="right" if numeric and i else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console().print(table, markup=False)
+
+
+def track(items: Iterable[T], description: str, total: int | None = None) -> Iterable[T]:
+    """``items`` with a progress bar on stderr, which disappears when it is done."""
+    from rich.progress import track as rich_track
+
+    return rich_track(items, description=description, total=total, console=console(stderr=True), transient=True)
+
+
+def read_image(path: str | Path) -> Tensor:
+    """An image file as the networks take it: shorter side to 284, centre crop 256.
+
+    Returns:
+        uint8 (256, 256, 3), RGB.
+
+    Raises:
+        ValueError: the file cannot be read as an image, by name.
+    """
+    import numpy as np
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file).convert("RGB")
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path}: cannot be read as an image ({error})") from error
+    scale = RESIZED_SHORT_SIDE / min(image.size)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    left, top = (image.width - IMAGE_SIZE) // 2, (image.height - IMAGE_SIZE) // 2
+    image = image.crop((left, top, left + IMAGE_SIZE, top + IMAGE_SIZE))
+    return torch.from_numpy(np.array(image))

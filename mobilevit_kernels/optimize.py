@@ -1,0 +1,228 @@
+"""``optimize``, ``replace_blocks``, ``restore``, ``report`` and ``load``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from mobilevit_kernels import convert
+from mobilevit_kernels.adapters import adapt
+from mobilevit_kernels.canonical import InvertedResidualSpec
+from mobilevit_kernels.models import InvertedResidual, MobileViT, MobileViTBlock, Normalize, own_dtype_of
+from mobilevit_kernels.registry import check_name
+from mobilevit_kernels.report import Report, Row
+from mobilevit_kernels.stages import Stage
+
+__all__ = ["load", "optimize", "replace_blocks", "report", "restore"]
+
+
+def check_dtype(dtype: object) -> None:
+    """Raises unless ``dtype`` is None or one the backends compute in."""
+    allowed = (None, torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    if dtype not in allowed:
+        raise ValueError(f"dtype: expected float16, bfloat16, float32, float64 or None, got {dtype!r}")
+
+
+def optimize(
+    model: nn.Module,
+    dtype: torch.dtype | None = None,
+    backend: str = "auto",
+    graph: bool = False,
+    normalize: Normalize | None = None,
+) -> nn.Module:
+    """Makes a fast copy of a MobileViT for inference.
+
+    Args:
+        model: a timm ``mobilevit_{xxs,xs,s}`` (also ``features_only``, ``num_classes=0``, any ``output_stride``), a
+            transformers ``MobileViTModel``, ``MobileViTForImageClassification`` or
+            ``MobileViTForSemanticSegmentation``, ml-cvnets' MobileViT, ``python_ref.MobileViT`` or
+            :class:`mobilevit_kernels.MobileViT`. It is not changed.
+        dtype: compute dtype; None: float16 while on a GPU, the model's own elsewhere. Results come back in the input's
+            dtype.
+        backend: "auto", "cuda", "triton", "torch" or "simt".
+        graph: capture a CUDA graph for each new input shape.
+        normalize: ``(mean, std)`` in units of 0…1, applied to the images in the stem; with it the model also takes uint8
+            (B, H, W, C) images. Channels stay in the order that ``model`` takes.
+
+    Returns:
+        A new module with the call signature and return type of ``model``, in eval mode, on ``model``'s device.
+
+    Raises:
+        TypeError: ``model`` is not an nn.Module.
+        ValueError: a bad option.
+        Unsupported: a ValueError: a model that is not a MobileViT, a MobileViTv2 or v3, a module with hooks,
+            parametrisations or adapters; the message names the module.
+        BackendUnavailable: ``backend`` was named and cannot serve.
+        RuntimeError: ``graph`` where there is no CUDA.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    check_dtype(dtype)
+    check_name(backend)
+    if graph and not torch.cuda.is_available():
+        raise RuntimeError("graph: CUDA graphs need a CUDA device, and torch.cuda.is_available() is False")
+    kwargs: dict[str, Any] = {
+        "dtype": dtype,
+        "backend": backend,
+        "graph": graph,
+        "normalize": normalize,
+        "own_dtype": own_dtype_of(model),
+    }
+    with torch.no_grad():
+        if isinstance(model, MobileViT):
+            return MobileViT(model.spec, **kwargs)
+        return adapt(model, convert.read_network(model), **kwargs)
+
+
+def load(
+    name: str,
+    checkpoint: str | os.PathLike[str],
+    *,
+    dtype: torch.dtype | None = None,
+    backend: str = "auto",
+    normalize: Normalize | None = None,
+) -> MobileViT:
+    """Builds a MobileViT from a checkpoint file of timm, transformers, ml-cvnets or python_ref.
+
+    The format is told by the tensors' names, the number of classes by their shapes. The model takes RGB images in 0…1:
+    the stem of a transformers or ml-cvnets checkpoint, which takes BGR, is flipped.
+
+    Args:
+        name: "mobilevit_xxs", "mobilevit_xs" or "mobilevit_s".
+        checkpoint: a .safetensors, .pt, .pth or .bin file; pickles are read with ``weights_only=True``.
+        dtype, backend, normalize: as for :func:`optimize`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: an unknown name; a file that is no checkpoint; missing, extra or wrongly shaped tensors, by name.
+    """
+    check_dtype(dtype)
+    network = convert.load_network(name, checkpoint)
+    return MobileViT(network, dtype=dtype, backend=backend, normalize=normalize)
+
+
+def replace_blocks(model: nn.Module, dtype: torch.dtype | None = None, backend: str = "auto") -> Report:
+    """Replaces the MobileViT blocks and inverted residuals inside any network, in place.
+
+    Args:
+        model: a network with blocks of timm, transformers, ml-cvnets or python_ref anywhere below it.
+        dtype: compute dtype of the blocks; None: float16 while on a GPU, each block's own elsewhere. A block returns its
+            input's dtype.
+        backend: "auto", "cuda", "triton", "torch" or "simt".
+
+    Returns:
+        A Report with every block that was replaced, and every block of the family that was not, with the reason.
+
+    Raises:
+        TypeError: ``model`` is not an nn.Module.
+        ValueError: a bad option; ``model`` is itself a block (there is no parent to put the new one into).
+        BackendUnavailable: ``backend`` was named and cannot serve; nothing has been replaced then.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    check_dtype(dtype)
+    check_name(backend)
+    rows: list[Row] = []
+    fresh: dict[nn.Module, nn.Module] = {}  # a block that stands in two places stays one block
+    places: list[tuple[nn.Module, str, nn.Module]] = []
+    for path, parent, child_name, block in _blocks(model):
+        if block not in fresh:
+            try:
+                spec = convert.read_block(block)
+            except convert.Unsupported as refusal:
+                rows.append(Row(path, type(block).__name__, "stock", "", str(refusal)))
+                continue
+            if parent is None:
+                raise ValueError(
+                    f"model: expected a network with blocks inside, got a single block ({type(block).__name__}); "
+                    f"use mobilevit_kernels.{'InvertedResidual' if isinstance(spec, InvertedResidualSpec) else 'MobileViTBlock'}"
+                    f".from_module(model)"
+                )
+            cls = InvertedResidual if isinstance(spec, InvertedResidualSpec) else MobileViTBlock
+            with torch.no_grad():
+                replacement = cls(spec, dtype=dtype, backend=backend, own_dtype=own_dtype_of(block))  # type: ignore[arg-type]
+            replacement.train(block.training)
+            replacement.__dict__["_original"] = block  # past nn.Module: the original is no part of the network now
+            fresh[block] = replacement
+        assert parent is not None
+        places.append((parent, child_name, fresh[block]))
+        rows.extend(_rows(fresh[block], path))
+    for parent, child_name, replacement in places:
+        setattr(parent, child_name, replacement)
+    return Report(rows, [f"{len(fresh)} blocks replaced"])
+
+
+def _blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module | None, str, nn.Module]]:
+    """Blocks of the family below ``model``, outermost first: (path, parent, name in the parent, block)."""
+
+    def walk(path: str, parent: nn.Module | None, name: str, module: nn.Module) -> Any:
+        if isinstance(module, InvertedResidual | MobileViTBlock | MobileViT):
+            return
+        try:
+            known = convert.read_block(module) is not None
+        except convert.Unsupported:
+            known = True
+        if known:
+            yield path, parent, name, module
+            return
+        for child_name, child in list(module.named_children()):
+            yield from walk(f"{path}.{child_name}" if path else child_name, module, child_name, child)
+
+    return walk("", None, "", model)  # type: ignore[no-any-return]
+
+
+def restore(model: nn.Module) -> int:
+    """Undoes :func:`replace_blocks`: puts the original blocks back, on the device the new ones were on.
+
+    Returns:
+        How many places were restored.
+    """
+    restored = 0
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            original = child.__dict__.get("_original")
+            if original is not None:
+                device = next(stage.device for stage in child.modules() if isinstance(stage, Stage))
+                setattr(parent, name, original.to(device).train(child.training))
+                restored += 1
+    return restored
+
+
+def report(model: nn.Module) -> Report:
+    """What runs where in an optimized model, or in a network with replaced blocks.
+
+    Args:
+        model: what :func:`optimize`, :func:`load` or :func:`create_model` returned, or a network that
+            :func:`replace_blocks` was called on.
+
+    Raises:
+        ValueError: nothing in ``model`` is served by this library.
+    """
+    rows = _rows(model, "")
+    if not rows:
+        raise ValueError(f"model: expected an optimized model or one with replaced blocks, got {type(model).__name__}")
+    dtypes = sorted({str(module.compute_dtype) for module in model.modules() if isinstance(module, Stage)})
+    for name, module in model.named_children():
+        if name in ("stock_head", "segmentation_head"):
+            rows.append(
+                Row(name, type(module).__name__, "stock", "", "not a stage of MobileViT: the stock module, copied")
+            )
+    return Report(rows, [f"compute dtype: {', '.join(dtype.removeprefix('torch.') for dtype in dtypes)}"])
+
+
+def _rows(module: nn.Module, prefix: str) -> list[Row]:
+    return [
+        Row(
+            ".".join(part for part in (prefix, name) if part),
+            stage.shape,
+            stage.packed.backend,
+            stage.variant,
+            stage.choice.reason,
+        )
+        for name, stage in module.named_modules()
+        if isinstance(stage, Stage)
+    ]

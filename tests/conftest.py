@@ -1,0 +1,45 @@
+"""Shared test set-up."""
+
+from __future__ import annotations
+
+import os
+
+# Before torch or triton is imported: without a GPU, Triton kernels run in the interpreter.
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+import pytest
+
+from mobilevit_kernels import registry
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    torch.set_num_threads(max(1, (os.cpu_count() or 2) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        skip = pytest.mark.skip(reason="needs a GPU: torch.cuda.is_available() is False")
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(skip)
+
+
+def backend_params(*names: str) -> list[object]:
+    """Parameters (backend, device) for a test that serves all backends; one without a GPU skips the GPU ones."""
+    params = []
+    for name in names or registry.BACKENDS:
+        devices = {"torch": ("cpu", "cuda"), "triton": ("cpu", "cuda"), "cuda": ("cuda",), "simt": ("cpu",)}[name]
+        for device in devices:
+            marks = [pytest.mark.gpu] if device == "cuda" else []
+            params.append(pytest.param(name, device, marks=marks, id=f"{name}-{device}"))
+    return params
+
+
+def skip_unless_available(backend: str) -> None:
+    """Skips the running test, with the backend's own reason, where it cannot run here."""
+    status = registry.backends()[backend]
+    if not status.available:
+        pytest.skip(f"{backend}: {status.reason}")
