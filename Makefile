@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean help
+.PHONY: demo test lint wheel clean help
 
 help:  ## Show the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -18,6 +18,9 @@ lint: $(VENV)/.lint  ## ruff and mypy.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+wheel: | $(VENV)/bin/python  ## dist/*.whl with the CUDA kernels for every supported GPU; needs an nvcc.
+	MVK_BUILD_CUDA=1 MVK_CUDA_ARCHITECTURES="80;86;89;90a;100;120;120-ptx" $(BIN)/python -m pip wheel --no-deps -w dist .
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

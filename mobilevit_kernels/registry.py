@@ -28,7 +28,7 @@ from mobilevit_kernels.canonical import StageWeights
 __all__ = ["BACKENDS", "BackendUnavailable", "Choice", "Status", "backends", "check_name", "choose", "load"]
 
 BACKENDS = ("cuda", "triton", "torch", "simt")
-_NOT_YET = {"cuda": "no CUDA kernels", "triton": "no Triton kernels"}
+_NOT_YET = {"triton": "no Triton kernels"}
 
 
 class BackendUnavailable(RuntimeError):

@@ -123,14 +123,13 @@ for fault in (0, 1, 5, 0):
         library.run_raw("mvk_planted", arguments, {"in": source}, {"out": target})
     except SimulatorFault:
         assert fault != 0
-from mobilevit_kernels.native import inverted_residual
-import mobilevit_kernels.simt as simt
+from mobilevit_kernels import simt
 simt.library = lambda: library
 from mobilevit_kernels import ops
-from tests.native_cases import stage_input
+from mobilevit_kernels.verify import StageCase
 for stride in (1, 2):
-    x, weights = stage_input(24, 40, 24, 9, 7, torch.float16)
-    ops.inverted_residual(x, weights, stride=stride, backend="simt")
+    x, weights, options = StageCase("inverted_residual", (24, 40, 24), (1, 24, 9, 7), {"stride": stride}).build()
+    ops.inverted_residual(x.half(), weights, **options, backend="simt")
 print("clean")
 """
 

@@ -13,6 +13,7 @@ import torch
 
 from mobilevit_kernels import native
 from mobilevit_kernels.canonical import StageWeights
+from mobilevit_kernels.registry import Status
 from mobilevit_kernels.simt import _build
 from mobilevit_kernels.simt._library import Counters, SimtLibrary, SimulatorFault, Traffic
 
@@ -28,20 +29,14 @@ __all__ = [
 ]
 
 
-def _status() -> tuple[bool, str]:
+def status() -> Status:
+    """Whether the simulator can be compiled here."""
     if native.source_folder() is None:
-        return False, "the kernels' sources (csrc/) are not part of this installation"
+        return Status(False, "the kernels' sources (csrc/) are not part of this installation")
     compiler = _build.find_compiler()
     if compiler is None:
-        return False, "no g++ on the PATH (set CXX to name another C++17 compiler with the GNU extensions)"
-    return True, f"host simulator, compiled with {compiler} on first use"
-
-
-def status():  # type: ignore[no-untyped-def]
-    """Whether the simulator can be compiled here."""
-    from mobilevit_kernels.backends import Status
-
-    return Status(*_status())
+        return Status(False, "no g++ on the PATH (CXX names another C++17 compiler with the GNU extensions)")
+    return Status(True, f"host simulator, compiled with {compiler} on first use")
 
 
 def refusal(stage: str, weights: StageWeights | None, dtype: torch.dtype, device: torch.device) -> str | None:
