@@ -1,7 +1,8 @@
 // The library's launchers: raw device pointers, sizes and a stream in, a status out.
 #pragma once
 
-#include "common/launch.cuh"
+#include "common/status.h"
+#include "common/stream.h"
 
 namespace mvk {
 

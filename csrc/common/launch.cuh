@@ -2,6 +2,7 @@
 #pragma once
 
 #include "status.h"
+#include "stream.h"
 #include "types.cuh"
 
 namespace mvk {
@@ -22,8 +23,6 @@ struct LaunchShape {
 #include <atomic>
 
 namespace mvk {
-
-using Stream = cudaStream_t;
 
 // Shared memory that a block may have on the current device, in bytes, or a negative cudaError_t.
 inline int shared_memory_limit() {

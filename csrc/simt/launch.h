@@ -11,8 +11,6 @@
 
 namespace mvk {
 
-using Stream = void*;
-
 inline int shared_memory_limit() { return simt::options().shared_limit; }
 
 template <auto kKernel, class Params>

@@ -4,6 +4,7 @@
 // A block is one warp. Lane l of block b reads kGoldenInputs words from in[(32·b + l)·kGoldenInputs] and writes
 // kGoldenOutputs words.
 #include "../common/async_copy.cuh"
+#include "../common/launch.cuh"
 #include "../common/math.cuh"
 #include "../common/mma.cuh"
 #include "../common/warp.cuh"

@@ -3,6 +3,7 @@
 #ifdef MVK_SIMT
 
 #include "../common/async_copy.cuh"
+#include "../common/launch.cuh"
 #include "../common/mma.cuh"
 #include "../common/warp.cuh"
 #include "testing.h"

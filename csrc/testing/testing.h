@@ -1,7 +1,10 @@
 // Kernels that test the ground under the others.
 #pragma once
 
-#include "../common/launch.cuh"
+#include <cstdint>
+
+#include "../common/status.h"
+#include "../common/stream.h"
 
 namespace mvk {
 
