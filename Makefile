@@ -12,7 +12,7 @@ demo: $(VENV)/.demo  ## A photograph through the stock and the fused model: pari
 	$(BIN)/mobilevit-kernels demo
 
 test: $(VENV)/.test  ## All tests; those that need a GPU are skipped without one.
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: $(VENV)/.lint  ## ruff and mypy.
 	$(BIN)/ruff check .

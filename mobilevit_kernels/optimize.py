@@ -169,8 +169,9 @@ def _blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module | None, str, nn.M
         if known:
             yield path, parent, name, module
             return
-        for child_name, child in list(module.named_children()):
-            yield from walk(f"{path}.{child_name}" if path else child_name, module, child_name, child)
+        for child_name, child in list(module._modules.items()):  # named_children would skip a module's second place
+            if child is not None:
+                yield from walk(f"{path}.{child_name}" if path else child_name, module, child_name, child)
 
     return walk("", None, "", model)  # type: ignore[no-any-return]
 
@@ -183,9 +184,9 @@ def restore(model: nn.Module) -> int:
     """
     restored = 0
     for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            original = child.__dict__.get("_original")
-            if original is not None:
+        for name, child in list(parent._modules.items()):
+            original = None if child is None else child.__dict__.get("_original")
+            if child is not None and original is not None:
                 device = next(stage.device for stage in child.modules() if isinstance(stage, Stage))
                 setattr(parent, name, original.to(device).train(child.training))
                 restored += 1

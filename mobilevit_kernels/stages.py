@@ -100,13 +100,16 @@ class Stage(nn.Module, Generic[W]):
         raise NotImplementedError
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Stage[W]:
+        # A cast takes every dtype to one; a move leaves each as it is.
+        targets = {
+            fn(torch.empty(0, dtype=dtype, device=self.device)).dtype for dtype in (torch.float32, torch.float64)
+        }
+        if len(targets) == 1:
+            self._dtype = targets.pop()
         for name, buffer in self._buffers.items():
             assert buffer is not None
             moved = fn(buffer)
-            if moved.dtype != buffer.dtype:
-                self._dtype = moved.dtype
-                moved = buffer.to(moved.device)
-            self._buffers[name] = moved
+            self._buffers[name] = moved if moved.dtype == torch.float32 else buffer.to(moved.device)
         if self.device.type != "meta":
             self.repack()
         return self

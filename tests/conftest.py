@@ -14,9 +14,8 @@ import pytest
 
 from mobilevit_kernels import registry
 
-
-def pytest_configure(config: pytest.Config) -> None:
-    torch.set_num_threads(max(1, (os.cpu_count() or 2) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
+# One thread a process: `make test` runs a process a core, and two threads that wait for a busy core are slower than one.
+torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -146,7 +146,7 @@ class InvertedResidual(nn.Module):
         self, in_channels: int, out_channels: int, stride: int, expand_ratio: float, dilation: int = 1
     ) -> None:
         super().__init__()
-        hidden = int(round(in_channels * expand_ratio))
+        hidden = round(in_channels * expand_ratio)
         block = nn.Sequential()
         if expand_ratio != 1:
             block.add_module("exp_1x1", ConvLayer2d(in_channels, hidden, 1))

@@ -220,12 +220,14 @@ def read_activation(activation: object, path: str) -> bool:
     raise refusal(activation, path, "this activation is not supported", "only networks with SiLU are")
 
 
-_INACTIVE = ("Identity", "Dropout", "Dropout2d", "DropPath", "DropBlock2d", "StochasticDepth")
+_INACTIVE = ("Identity", "DropPath", "DropBlock2d", "StochasticDepth")
 
 
 def is_inactive(module: object) -> bool:
     """Whether ``module`` is absent or, as dropout, does nothing at inference."""
-    return module is None or any(cls.__name__ in _INACTIVE for cls in type(module).__mro__)
+    if is_identity(module) or any(is_torch_class(module, cls) for cls in (nn.Dropout, nn.Dropout2d)):
+        return True
+    return _is_foreign(module, _INACTIVE)
 
 
 def check_inactive(module: nn.Module, path: str, names: Iterable[str]) -> None:

@@ -117,9 +117,9 @@ def _read_file(path: Path) -> Any:
                 f"{path}: needs {needed.group(1)} to be run, and only files of plain tensors are read; save the "
                 f"state_dict alone, as .safetensors or with torch.save"
             ) from error
+        # torch's own text recommends weights_only=False, so it stays in the cause.
         raise ValueError(
-            f"{path}: is no checkpoint that torch.load(weights_only=True) reads, or is damaged "
-            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'})"
+            f"{path}: is damaged, incomplete, or no file of plain tensors that torch.load(weights_only=True) reads"
         ) from error
 
 

@@ -71,6 +71,8 @@ def read_network(model: nn.Module) -> Source | None:
     parts = model._modules
     if not all(isinstance(parts.get(name), nn.Module) for name in ("conv_1", *_LAYERS)):
         return None
+    if not foreign_class(model, "MobileViT"):
+        raise refusal(model, "", "not ml-cvnets' MobileViT", _SUPPORTED)
     methods = ("forward", "forward_classifier", "extract_features", "_forward_layer")
     expect_class(model, "", "MobileViT", None, methods)
     augmentor = getattr(model, "neural_augmentor", None)

@@ -1,0 +1,217 @@
+"""Bad input: one clear error that names the argument, what was expected and what came."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+from stock import timm_model, transformers_model
+from torch import nn
+from torch.nn.utils import parametrize
+
+import mobilevit_kernels as mvk
+import python_ref
+
+
+@pytest.fixture(scope="module")
+def fast() -> nn.Module:
+    return mvk.create_model("mobilevit_xxs", num_classes=10)
+
+
+@pytest.mark.parametrize(
+    ("x", "error", "words"),
+    [
+        (torch.rand(3, 64, 64), ValueError, "x: expected a 4-D tensor"),
+        (torch.rand(1, 1, 64, 64), ValueError, "expected 3 channels"),
+        (torch.rand(1, 4, 64, 64), ValueError, "expected 3 channels"),
+        (torch.zeros(1, 64, 64, 3, dtype=torch.uint8), TypeError, "normalize"),
+        (torch.zeros(1, 3, 64, 64, dtype=torch.int64), TypeError, "normalize"),
+        (torch.rand(1, 3, 0, 64), ValueError, "no empty axis"),
+        (torch.zeros(1, 3, 64, 64, dtype=torch.complex64), TypeError, "complex64"),
+        ([[1.0]], TypeError, "list"),
+        (None, TypeError, "None"),
+    ],
+    ids=["3-D", "grey", "RGBA", "uint8", "int64", "empty", "complex", "list", "None"],
+)
+def test_bad_images(fast: nn.Module, x: object, error: type[Exception], words: str) -> None:
+    with torch.inference_mode(), pytest.raises(error, match=words):
+        fast(x)
+
+
+def test_bad_images_with_normalize() -> None:
+    fast = mvk.create_model("mobilevit_xxs", normalize=((0.0,) * 3, (1.0,) * 3))
+    with pytest.raises(TypeError, match="uint8"):
+        fast(torch.zeros(1, 64, 64, 3, dtype=torch.int32))
+    with pytest.raises(ValueError, match="3 channels in axis 3"):
+        fast(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+    for bad in (((0.0,), (1.0,)), (0.5, 0.5), ((0.0,) * 3, (0.0,) * 3), ((0.0,) * 3,)):
+        with pytest.raises((ValueError, TypeError), match=r"normalize|float"):
+            mvk.create_model("mobilevit_xxs", normalize=bad)(torch.rand(1, 3, 32, 32))
+
+
+def test_training_mode_and_gradients(fast: nn.Module) -> None:
+    x = torch.rand(1, 3, 64, 64)
+    with pytest.raises(RuntimeError, match="requires grad"):
+        fast(x.clone().requires_grad_())
+    network = nn.Sequential(fast)
+    network.train()  # does not raise
+    with pytest.raises(RuntimeError, match="training mode"):
+        network(x)
+    with torch.no_grad():
+        network(x.clone().requires_grad_())
+    network.eval()
+    network(x)
+
+    blocks = nn.Sequential(nn.Conv2d(16, 16, 1), python_ref.InvertedResidual(16, 16)).eval()
+    mvk.replace_blocks(blocks)
+    maps = torch.rand(1, 16, 8, 8)
+    with pytest.raises(RuntimeError, match="requires grad"):
+        blocks(maps)  # the convolution's parameters require grad
+    with torch.inference_mode():
+        blocks(maps)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.Linear(3, 3),
+        lambda: timm_model("resnet18"),
+        lambda: timm_model("mobilevitv2_050"),
+        lambda: timm_model("semobilevit_s") if "semobilevit_s" in __import__("timm").list_models() else nn.ReLU(),
+        lambda: torch.compile(python_ref.MobileViT("xxs")),
+        lambda: nn.DataParallel(python_ref.MobileViT("xxs")),
+    ],
+    ids=["Linear", "ResNet", "MobileViTv2", "SE", "compiled", "DataParallel"],
+)
+def test_not_a_mobilevit(make) -> None:
+    with pytest.raises(mvk.Unsupported) as caught:
+        mvk.optimize(make())
+    assert isinstance(caught.value, ValueError)
+
+
+def test_transformers_mobilevitv2_is_refused_by_name() -> None:
+    transformers = pytest.importorskip("transformers")
+    model = transformers.MobileViTV2Model(transformers.MobileViTV2Config(width_multiplier=0.5))
+    with pytest.raises(mvk.Unsupported, match=r"(?i)mobilevitv2"):
+        mvk.optimize(model)
+
+
+@pytest.mark.parametrize("kind", ["hook", "pre_hook", "parametrization", "weight_norm"])
+@pytest.mark.parametrize("source", ["timm", "transformers"])
+def test_modules_that_cannot_be_honoured_are_named(kind: str, source: str) -> None:
+    model = timm_model("mobilevit_xxs") if source == "timm" else transformers_model("mobilevit_xxs")
+    if source == "timm":
+        path, block = "stages.2.1.conv_proj.conv", model.stages[2][1].conv_proj.conv
+    else:
+        path = "encoder.layer.2.conv_projection.convolution"
+        block = model.mobilevit.encoder.layer[2].conv_projection.convolution
+    if kind == "hook":
+        block.register_forward_hook(lambda *args: None)
+    elif kind == "pre_hook":
+        block.register_forward_pre_hook(lambda *args: None)
+    elif kind == "parametrization":
+        parametrize.register_parametrization(block, "weight", nn.Identity())
+    else:
+        with pytest.warns(FutureWarning, match="weight_norm"):
+            nn.utils.weight_norm(block)
+    with pytest.raises(mvk.Unsupported, match=path.replace(".", r"\.")):
+        mvk.optimize(model)
+    before = dict(model.named_modules())
+    report = mvk.replace_blocks(model)
+    assert len(report.not_replaced) == 1
+    assert report.replaced
+    name = report.not_replaced[0].name
+    assert model.get_submodule(name) is before[name]
+
+
+def test_unknown_names_and_options() -> None:
+    model = python_ref.MobileViT("xxs")
+    for backend in ("tensorrt", "", None, 3):
+        with pytest.raises(ValueError, match="backend"):
+            mvk.optimize(model, backend=backend)
+        with pytest.raises(ValueError, match="backend"):
+            mvk.replace_blocks(nn.Sequential(model), backend=backend)
+    for name in ("mobilevit_m", "mobilevitv2_100", "", None):
+        with pytest.raises(ValueError, match="name"):
+            mvk.create_model(name)
+    for dtype in (torch.int8, "float16", torch.complex64):
+        with pytest.raises(ValueError, match="dtype"):
+            mvk.optimize(model, dtype=dtype)
+    with pytest.raises(TypeError, match="model"):
+        mvk.optimize("mobilevit_s")
+    with pytest.raises(ValueError, match="from_module"):
+        mvk.replace_blocks(python_ref.InvertedResidual(8, 8))
+    with pytest.raises(ValueError, match="num_heads"):
+        mvk.MobileViTBlock.from_config(24, 50, 2, num_heads=4)
+
+
+@pytest.mark.parametrize("backend", ["cuda", "triton", "simt"])
+def test_absent_backend_raises_with_its_reason(backend: str) -> None:
+    status = mvk.backends()[backend]
+    if status.available:
+        pytest.skip(f"{backend} is available here")
+    assert status.reason
+    with pytest.raises(mvk.BackendUnavailable) as caught:
+        mvk.optimize(python_ref.MobileViT("xxs"), backend=backend)
+    assert status.reason in str(caught.value)
+    with pytest.raises(mvk.BackendUnavailable):
+        mvk.ops.unfold_attention_fold(torch.rand(1, 48, 4, 4), num_heads=4, backend=backend)
+
+
+def test_op_arguments() -> None:
+    spec = mvk.InvertedResidual.from_config(16, 16).spec
+    x = torch.rand(1, 16, 8, 8)
+    ops = mvk.ops
+    with torch.no_grad():
+        with pytest.raises(ValueError, match="stride"):
+            ops.inverted_residual(x, spec.weights, stride=3)
+        with pytest.raises(ValueError, match="residual"):
+            ops.inverted_residual(x, spec.weights, stride=2, residual=True)
+        with pytest.raises(ValueError, match="dilation"):
+            ops.inverted_residual(x, spec.weights, dilation=0)
+        with pytest.raises(TypeError, match="weights"):
+            ops.conv3x3(x, spec.weights)
+        with pytest.raises(TypeError, match="weights"):
+            mvk.pack("weights")
+        packed = mvk.pack(spec.weights, torch.bfloat16, "cpu", "torch")
+        with pytest.raises(TypeError, match="bfloat16"):
+            ops.inverted_residual(x, packed)
+        with pytest.raises(TypeError, match="inverted_residual"):
+            ops.head(x, packed)
+        with pytest.raises(ValueError, match="backend"):
+            ops.inverted_residual(x.bfloat16(), packed, backend="triton")
+        with pytest.raises(ValueError, match="channels"):
+            ops.inverted_residual(x[:, :8], spec.weights)
+        with pytest.raises(ValueError, match="num_heads"):
+            ops.unfold_attention_fold(torch.rand(1, 48, 4, 4), num_heads=5)
+        with pytest.raises(ValueError, match="patch_size"):
+            ops.unfold_attention_fold(torch.rand(1, 48, 5, 4), num_heads=4)
+        conv = mvk.MobileViTBlock.from_config(8, 16, 1).spec.fusion
+        with pytest.raises(ValueError, match="x2"):
+            ops.conv3x3(x[:, :8], conv, x2=x[:, :8, :4])
+        with pytest.raises(ValueError, match="activation"):
+            ops.conv3x3(x, conv, activation="relu")
+
+
+def test_import_is_light() -> None:
+    """Neither timm, transformers, triton, rich nor matplotlib; no longer than torch itself plus 0.2 s."""
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, time, torch; before = set(sys.modules); t = time.perf_counter(); import mobilevit_kernels; "
+        "took = time.perf_counter() - t; new = set(sys.modules) - before; "
+        "heavy = [m for m in ('timm', 'transformers', 'triton', 'rich', 'matplotlib', 'PIL', 'click') if m in new]; "
+        "print(took, heavy)"
+    )
+    took = float("inf")
+    for _ in range(3):  # the best of three: the machine may be busy
+        output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        seconds, heavy = output.split(maxsplit=1)
+        took = min(took, float(seconds))
+        assert heavy.strip() == "[]"
+        if took < 0.2:
+            break
+        time.sleep(1)
+    assert took < 0.2
