@@ -1,6 +1,5 @@
 // Launcher of the inverted residual: checks, picks the configuration, launches.
 #include "inverted_residual.cuh"
-
 #include "launchers.h"
 
 namespace mvk {
@@ -88,8 +87,8 @@ Status inverted_residual(const InvertedResidualArguments& a, Stream stream) {
   if (!positive_multiple_of_8(a.in_channels) || !positive_multiple_of_8(a.hidden_channels) ||
       !positive_multiple_of_8(a.out_channels)) {
     return fail(Status::kInvalidArgument,
-                "inverted_residual: expected channels that are multiples of 8, got in %d, hidden %d, out %d", a.in_channels,
-                a.hidden_channels, a.out_channels);
+                "inverted_residual: expected channels that are multiples of 8, got in %d, hidden %d, out %d",
+                a.in_channels, a.hidden_channels, a.out_channels);
   }
   if (a.batch < 1 || a.height < 1 || a.width < 1) {
     return fail(Status::kInvalidArgument, "inverted_residual: expected a non-empty input, got batch %d, %d × %d pixels",
@@ -99,11 +98,13 @@ Status inverted_residual(const InvertedResidualArguments& a, Stream stream) {
     return fail(Status::kInvalidArgument, "inverted_residual: stride: expected 1 or 2, got %d", a.stride);
   }
   if (a.dilation < 1) {
-    return fail(Status::kInvalidArgument, "inverted_residual: dilation: expected a positive number, got %d", a.dilation);
+    return fail(Status::kInvalidArgument, "inverted_residual: dilation: expected a positive number, got %d",
+                a.dilation);
   }
   if (a.residual && (a.stride != 1 || a.in_channels != a.out_channels)) {
-    return fail(Status::kInvalidArgument, "inverted_residual: residual: expected stride 1 and equal channels, got %d, %d → %d",
-                a.stride, a.in_channels, a.out_channels);
+    return fail(Status::kInvalidArgument,
+                "inverted_residual: residual: expected stride 1 and equal channels, got %d, %d → %d", a.stride,
+                a.in_channels, a.out_channels);
   }
   if (a.chunk != 32 && a.chunk != 64) {
     return fail(Status::kInvalidArgument, "inverted_residual: chunk: expected 32 or 64, got %d", a.chunk);
@@ -111,10 +112,11 @@ Status inverted_residual(const InvertedResidualArguments& a, Stream stream) {
   const int needed = inverted_residual_shared_bytes(a.in_channels, a.out_channels, a.stride, a.chunk);
   const int limit = shared_memory_limit();
   if (needed > limit) {
-    return fail(Status::kUnsupported,
-                "inverted_residual: %d → %d → %d channels at stride %d need %d bytes of shared memory a block, this device "
-                "has %d",
-                a.in_channels, a.hidden_channels, a.out_channels, a.stride, needed, limit);
+    return fail(
+        Status::kUnsupported,
+        "inverted_residual: %d → %d → %d channels at stride %d need %d bytes of shared memory a block, this device "
+        "has %d",
+        a.in_channels, a.hidden_channels, a.out_channels, a.stride, needed, limit);
   }
   return a.bfloat16 ? launch_by_stride<BFloat16>(a, stream) : launch_by_stride<Half>(a, stream);
 }

@@ -19,16 +19,16 @@
 //     row 2i          g=0  g=1  g=2  g=3  g=4  g=5  g=6  g=7      fragment row g
 //     row 2i + 1      g=0  g=1  g=2  g=3  g=4  g=5  g=6  g=7      fragment row g + 8
 //
-// and of the 16 hidden channels of a k-step lane t holds 2t, 2t+1, 2t+8, 2t+9, as the A fragment wants them. Both pixels
-// lie in one column: they share rows of taps (stride 1: 4 rows instead of 6), and what the depthwise step computes is the
-// A fragment without a shuffle or a trip through shared memory. In the hidden chunk the four channels of a lane are
-// neighbours, one 8-byte access.
+// and of the 16 hidden channels of a k-step lane t holds 2t, 2t+1, 2t+8, 2t+9, as the A fragment wants them. Both
+// pixels lie in one column: they share rows of taps (stride 1: 4 rows instead of 6), and what the depthwise step
+// computes is the A fragment without a shuffle or a trip through shared memory. In the hidden chunk the four channels
+// of a lane are neighbours, one 8-byte access.
 //
 // Dilation d: the pixels whose rows and columns have the same remainders by d make a map of their own on which the
 // dilation is 1. A block works on one such phase; the halo stays one pixel.
 //
-// Stride 2: the columns of the input tile are stored even ones first, so that the taps of neighbouring output pixels are
-// neighbours and free of bank conflicts.
+// Stride 2: the columns of the input tile are stored even ones first, so that the taps of neighbouring output pixels
+// are neighbours and free of bank conflicts.
 //
 // Bytes a tile: the input tile (halo included) and the output once. Expected to bind: shared-memory bandwidth, then
 // MUFU (hidden · (halo pixels + output pixels) tanh).
@@ -57,24 +57,29 @@ struct InvertedResidualConfig {
   static constexpr int kChunk = kLargeTile ? 64 : 32;  // hidden channels
   static constexpr int kWarps = kLargeTile ? 8 : 4;
   static constexpr int kThreads = 32 * kWarps;
-  // Two blocks an SM (128 registers a thread) hide each other's barriers; 20 tiles of accumulators leave no room for it.
+  // Two blocks an SM (128 registers a thread) hide each other's barriers; 20 tiles of accumulators leave no room for
+  // it.
   static constexpr int kBlocksPerSm = kOutTiles <= 12 ? (kLargeTile ? 2 : 4) : (kLargeTile ? 1 : 2);
 
   static constexpr int kOutPixels = kTileRows * kTileColumns;
-  static constexpr int kPixelTiles = kOutPixels / 16;         // project tiles of 2 × 8 pixels
-  static constexpr int kDepthGroups = kWarps / kPixelTiles;   // warps that share a project tile, each with its k-steps
+  static constexpr int kPixelTiles = kOutPixels / 16;        // project tiles of 2 × 8 pixels
+  static constexpr int kDepthGroups = kWarps / kPixelTiles;  // warps that share a project tile, each with its k-steps
   static constexpr int kInRows = (kTileRows - 1) * kStride + 3;
   static constexpr int kInColumns = (kTileColumns - 1) * kStride + 3;
   static constexpr int kEvenColumns = (kInColumns + 1) / 2;
   static constexpr int kPositions = kInRows * kInColumns;
-  static constexpr int kInTiles = ceil_div(kPositions, 16);   // expand tiles of 16 positions
-  static constexpr int kChannelGroups = 2;                    // of warps, in the expand step
+  static constexpr int kInTiles = ceil_div(kPositions, 16);  // expand tiles of 16 positions
+  static constexpr int kChannelGroups = 2;                   // of warps, in the expand step
   static constexpr int kPositionGroups = kWarps / kChannelGroups;
   static constexpr int kInTilesPerWarp = ceil_div(kInTiles, kPositionGroups);
-  static constexpr int kChunkPairs = kChunk / 16;             // 16-channel groups of a chunk
+  // Expand tiles that share a weight fragment. Three cost 341 bytes of shared memory an mma, two 384, but beside 12
+  // accumulator tiles and 128 registers a thread there is room for two.
+  static constexpr int kTilesAtOnce =
+      kOutTiles == 12 ? 2 : (kInTilesPerWarp > 3 && kOutTiles < 12 ? 3 : kInTilesPerWarp);
+  static constexpr int kChunkPairs = kChunk / 16;  // 16-channel groups of a chunk
   static constexpr int kPairsPerWarp = kChunkPairs / kChannelGroups;
   // 8-byte accesses of four neighbouring positions have to cover the 32 banks: pitch ≡ 8 words (mod 16).
-  static constexpr int kHiddenPitch = kChunk + 16;            // elements
+  static constexpr int kHiddenPitch = kChunk + 16;  // elements
   static constexpr int kHiddenBytes = kInTiles * 16 * kHiddenPitch * 2;
 
   static_assert(kPixelTiles * kDepthGroups == kWarps, "every warp has one project tile");
@@ -86,15 +91,16 @@ struct InvertedResidualConfig {
 
 // One chunk's weights: offsets in bytes, each a multiple of 16.
 struct InvertedResidualRecord {
-  int expand;        // B fragments [k-step][pair of n-tiles][lane][4 words]; a last half k-step keeps its full size
-  int depthwise;     // [16 channels][t][channels 2t.. | 2t+8..][10] pairs, the tenth unused
-  int expand_bias;   // float, halved
+  int expand;       // B fragments [k-step][pair of n-tiles][lane][4 words]; a last half k-step keeps its full size
+  int depthwise;    // [16 channels][t][channels 2t.. | 2t+8..][10] pairs, the tenth unused
+  int expand_bias;  // float, halved
   int depthwise_bias;
-  int project;       // B fragments [k-step][pair of n-tiles][lane][4 words]
+  int project;  // B fragments [k-step][pair of n-tiles][lane][4 words]
   int bytes;
 };
 
-MVK_HOST_DEVICE constexpr InvertedResidualRecord inverted_residual_record(int in_channels, int chunk, int out_channels) {
+MVK_HOST_DEVICE constexpr InvertedResidualRecord inverted_residual_record(int in_channels, int chunk,
+                                                                          int out_channels) {
   InvertedResidualRecord record{};
   record.expand = 0;
   record.depthwise = record.expand + ceil_div(in_channels, 16) * (chunk / 16) * 512;
@@ -108,15 +114,15 @@ MVK_HOST_DEVICE constexpr InvertedResidualRecord inverted_residual_record(int in
 template <class T>
 struct InvertedResidualParams {
   Global<const T> x;
-  Global<const T> weights;        // [pass][chunk] records
-  Global<const float> bias;       // (C_out,), of the project
+  Global<const T> weights;   // [pass][chunk] records
+  Global<const float> bias;  // (C_out,), of the project
   Global<T> y;
-  int height, width;              // of x
+  int height, width;  // of x
   int out_height, out_width;
   int in_channels, hidden_channels, out_channels;
-  int pass_channels;              // output channels a pass; blockIdx.y is the pass
+  int pass_channels;  // output channels a pass; blockIdx.y is the pass
   int dilation;
-  int tiles_x, tiles_y;           // of one phase
+  int tiles_x, tiles_y;  // of one phase
   int chunks;
   bool residual;
 };
@@ -125,7 +131,7 @@ struct InvertedResidualParams {
 MVK_HOST_DEVICE constexpr int odd_pitch(int channels) { return (channels / 8 | 1) * 8; }
 
 struct InvertedResidualLayout {
-  int hidden;       // byte offsets; the input tile is at 0
+  int hidden;  // byte offsets; the input tile is at 0
   int records;
   int bytes;
 };
@@ -250,8 +256,8 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
   // Expand: this warp's position tiles are position_group + i·kPositionGroups, its channels every second 16 of a chunk.
   const int channel_group = warp % Config::kChannelGroups;
   const int position_group = warp / Config::kChannelGroups;
-  // Bit 2i + j: fragment row g + 8j of expand tile i is a pixel of the map. Outside of it the hidden tensor is zero, and
-  // not silu(bias).
+  // Bit 2i + j: fragment row g + 8j of expand tile i is a pixel of the map. Outside of it the hidden tensor is zero,
+  // and not silu(bias).
   unsigned inside_bits = 0;
 #pragma unroll
   for (int i = 0; i < Config::kInTilesPerWarp; ++i) {
@@ -261,70 +267,69 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
   }
 
   const auto expand = [&](Shared<T> slot, int pairs_in_chunk) {
-#pragma unroll
+#pragma unroll 1
     for (int p = 0; p < Config::kPairsPerWarp; ++p) {
       const int pair = channel_group + p * Config::kChannelGroups;
       if (pair >= pairs_in_chunk) break;
-      FragmentC sums[Config::kInTilesPerWarp][2];
-#pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        const Floats2 bias = slot.template load<Floats2>(record.expand_bias / 2 + (pair * 16 + j * 8 + 2 * t) * 2);
-#pragma unroll
-        for (int i = 0; i < Config::kInTilesPerWarp; ++i) {
-          sums[i][j] = FragmentC{{bias.value[0], bias.value[1], bias.value[0], bias.value[1]}};
-        }
-      }
       const auto weights_of_step = [&](int step, FragmentB<T>(&b)[2]) {
         const Words4 words =
             slot.template load<Words4>(record.expand / 2 + ((step * Config::kChunkPairs + pair) * 32 + lane) * 8);
 #pragma unroll
         for (int j = 0; j < 2; ++j) b[j] = FragmentB<T>{{{words.word[2 * j]}, {words.word[2 * j + 1]}}};
       };
-      const auto input_tile = [&](int i) { return (position_group + i * Config::kPositionGroups) * 16 * in_pitch; };
-      const auto has_tile = [&](int i) {
-        return Config::kInTiles % Config::kPositionGroups == 0 || i + 1 < Config::kInTilesPerWarp ||
-               position_group + i * Config::kPositionGroups < Config::kInTiles;
-      };
-      for (int step = 0; step < in_channels / 16; ++step) {
-        FragmentB<T> b[2];
-        weights_of_step(step, b);
+#pragma unroll 1
+      for (int first = 0; first < Config::kInTilesPerWarp; first += Config::kTilesAtOnce) {
+        const auto tile_of = [&](int i) { return position_group + (first + i) * Config::kPositionGroups; };
+        FragmentC sums[Config::kTilesAtOnce][2];
 #pragma unroll
-        for (int i = 0; i < Config::kInTilesPerWarp; ++i) {
-          if (!has_tile(i)) break;
-          FragmentA<T> a;
-          load_matrix_x4(a.reg, input, input_tile(i) + lane % 16 * in_pitch + step * 16 + lane / 16 * 8);
+        for (int j = 0; j < 2; ++j) {
+          const Floats2 bias = slot.template load<Floats2>(record.expand_bias / 2 + (pair * 16 + j * 8 + 2 * t) * 2);
 #pragma unroll
-          for (int j = 0; j < 2; ++j) mma_m16n8k16(sums[i][j], a, b[j]);
-        }
-      }
-      if (in_channels % 16 != 0) {
-        const int step = in_channels / 16;
-        FragmentB<T> b[2];
-        weights_of_step(step, b);
-#pragma unroll
-        for (int i = 0; i < Config::kInTilesPerWarp; ++i) {
-          if (!has_tile(i)) break;
-          FragmentA<T> a;
-          load_matrix_x2(a.reg[0], a.reg[1], input, input_tile(i) + lane % 16 * in_pitch + step * 16);
-#pragma unroll
-          for (int j = 0; j < 2; ++j) mma_m16n8k8(sums[i][j], a, b[j]);
-        }
-      }
-#pragma unroll
-      for (int i = 0; i < Config::kInTilesPerWarp; ++i) {
-        if (!has_tile(i)) break;
-        const int position = (position_group + i * Config::kPositionGroups) * 16 + g;
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const bool is_pixel = (inside_bits >> (2 * i + half) & 1u) != 0;
-          Words2 channels;
-#pragma unroll
-          for (int j = 0; j < 2; ++j) {
-            const Pair<T> value = make_pair<T>(silu_of_half(sums[i][j].value[2 * half]),
-                                               silu_of_half(sums[i][j].value[2 * half + 1]));
-            channels.word[j] = is_pixel ? value.bits : 0u;
+          for (int i = 0; i < Config::kTilesAtOnce; ++i) {
+            sums[i][j] = FragmentC{{bias.value[0], bias.value[1], bias.value[0], bias.value[1]}};
           }
-          hidden.store(((position + 8 * half) * Config::kHiddenPitch) + pair * 16 + t * 4, channels);
+        }
+        for (int step = 0; step < in_channels / 16; ++step) {
+          FragmentB<T> b[2];
+          weights_of_step(step, b);
+#pragma unroll
+          for (int i = 0; i < Config::kTilesAtOnce; ++i) {
+            if (tile_of(i) >= Config::kInTiles) break;
+            FragmentA<T> a;
+            load_matrix_x4(a.reg, input, (tile_of(i) * 16 + lane % 16) * in_pitch + step * 16 + lane / 16 * 8);
+#pragma unroll
+            for (int j = 0; j < 2; ++j) mma_m16n8k16(sums[i][j], a, b[j]);
+          }
+        }
+        if (in_channels % 16 != 0) {
+          const int step = in_channels / 16;
+          FragmentB<T> b[2];
+          weights_of_step(step, b);
+#pragma unroll
+          for (int i = 0; i < Config::kTilesAtOnce; ++i) {
+            if (tile_of(i) >= Config::kInTiles) break;
+            FragmentA<T> a;
+            load_matrix_x2(a.reg[0], a.reg[1], input, (tile_of(i) * 16 + lane % 16) * in_pitch + step * 16);
+#pragma unroll
+            for (int j = 0; j < 2; ++j) mma_m16n8k8(sums[i][j], a, b[j]);
+          }
+        }
+#pragma unroll
+        for (int i = 0; i < Config::kTilesAtOnce; ++i) {
+          if (tile_of(i) >= Config::kInTiles) break;
+          const int position = tile_of(i) * 16 + g;
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            const bool is_pixel = (inside_bits >> (2 * (first + i) + half) & 1u) != 0;
+            Words2 channels;
+#pragma unroll
+            for (int j = 0; j < 2; ++j) {
+              const Pair<T> value =
+                  make_pair<T>(silu_of_half(sums[i][j].value[2 * half]), silu_of_half(sums[i][j].value[2 * half + 1]));
+              channels.word[j] = is_pixel ? value.bits : 0u;
+            }
+            hidden.store((position + 8 * half) * Config::kHiddenPitch + pair * 16 + t * 4, channels);
+          }
         }
       }
     }
@@ -360,8 +365,8 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
     for (int row = 0; row < kStride + 3; ++row) {
 #pragma unroll
       for (int column = 0; column < 3; ++column) {
-        const int position_column = kStride == 1 ? tile_column + column
-                                                 : tile_column + (column == 1 ? Config::kEvenColumns : column / 2);
+        const int position_column =
+            kStride == 1 ? tile_column + column : tile_column + (column == 1 ? Config::kEvenColumns : column / 2);
         const int position = (tile_row * kStride + row) * Config::kInColumns + position_column;
         const Words2 words = hidden.template load<Words2>(position * Config::kHiddenPitch + pair * 16 + t * 4);
 #pragma unroll
@@ -384,7 +389,8 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
 #pragma unroll
     for (int n = 0; n < Config::kOutTiles; n += 2) {
       if (n < out_tiles) {
-        const Words4 words = slot.template load<Words4>(record.project / 2 + ((pair * out_pairs + n / 2) * 32 + lane) * 8);
+        const Words4 words =
+            slot.template load<Words4>(record.project / 2 + ((pair * out_pairs + n / 2) * 32 + lane) * 8);
         mma_m16n8k16(sums[n], a, FragmentB<T>{{{words.word[0]}, {words.word[1]}}});
         if (n + 1 < out_tiles) mma_m16n8k16(sums[n + 1], a, FragmentB<T>{{{words.word[2]}, {words.word[3]}}});
       }

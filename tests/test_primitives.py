@@ -190,7 +190,9 @@ def test_pair_arithmetic_rounds_once(backend: str, dtype: torch.dtype) -> None:
     bits = to_bits16(values, dtype)
     words = inputs(16)
     words[..., :3] = bits[..., 0] | bits[..., 1] << 16
-    floats = np.concatenate([random.normal(size=500) * 10.0 ** random.uniform(-9, 6, 500), [65519.9, 65520.0, 0.0, -0.0]])
+    floats = np.concatenate(
+        [random.normal(size=500) * 10.0 ** random.uniform(-9, 6, 500), [65519.9, 65520.0, 0.0, -0.0]]
+    )
     floats = np.resize(floats.astype(np.float32), (16, 32, 2))
     words[..., 3:5] = floats.view(np.uint32)
     out = golden(backend, f"pairs_{str(dtype).removeprefix('torch.')}", words)

@@ -22,16 +22,40 @@ PLANTED = [
     (
         "missing block barrier",
         r"planted.cu:\d+: warp \d lane \d+, block \(0, 0\): "
-        r"(race on shared region 'ring'.*sync_block|.*'ring' byte \d+: read.*(nothing was written|before the copy_async))",
+        r"(race on shared region 'ring'.*sync_block|"
+        r".*'ring' byte \d+: read.*(nothing was written|before the copy_async))",
     ),
-    ("wait dropped", r"planted.cu:\d+: warp \d lane \d+.*'ring' byte \d+: read before the copy_async_wait .*planted.cu"),
-    ("wait off by one", r"planted.cu:\d+: warp \d lane \d+.*'ring' byte \d+: read before the copy_async_wait .*planted.cu"),
-    ("slot reused too early", r"planted.cu:\d+: warp \d lane \d+.*(race on shared region 'ring'|'ring' byte \d+: read before)"),
-    ("skipped barrier", r"skipped barrier: .* warp 1 (all )?lanes.* left the kernel|deadlock(.|\n)*warp 0 all lanes: waiting at sync_block"),
+    (
+        "wait dropped",
+        r"planted.cu:\d+: warp \d lane \d+.*'ring' byte \d+: read before the copy_async_wait .*planted.cu",
+    ),
+    (
+        "wait off by one",
+        r"planted.cu:\d+: warp \d lane \d+.*'ring' byte \d+: read before the copy_async_wait .*planted.cu",
+    ),
+    (
+        "slot reused too early",
+        r"planted.cu:\d+: warp \d lane \d+.*(race on shared region 'ring'|'ring' byte \d+: read before)",
+    ),
+    (
+        "skipped barrier",
+        r"skipped barrier: .* warp 1 (all )?lanes.* left the kernel|"
+        r"deadlock(.|\n)*warp 0 all lanes: waiting at sync_block",
+    ),
     ("divergent barrier", r"planted.cu:\d+: warp \d lane \d+.*divergent barrier: .*planted.cu:\d+"),
-    ("missing warp barrier", r"planted.cu:\d+: warp 0 lane \d+.*(race on shared region 'words'.*sync_warp|'words' byte \d+: read, but nothing)"),
-    ("missing warp barrier before ldmatrix", r"planted.cu:\d+: warp 0 lane \d+.*race on shared region 'rows'.*sync_warp"),
-    ("overlapping regions", r"planted.cu:\d+: warp 0 lane \d+.*'words' byte \d+: .*last written as region 'rows'.*overlap"),
+    (
+        "missing warp barrier",
+        r"planted.cu:\d+: warp 0 lane \d+.*"
+        r"(race on shared region 'words'.*sync_warp|'words' byte \d+: read, but nothing)",
+    ),
+    (
+        "missing warp barrier before ldmatrix",
+        r"planted.cu:\d+: warp 0 lane \d+.*race on shared region 'rows'.*sync_warp",
+    ),
+    (
+        "overlapping regions",
+        r"planted.cu:\d+: warp 0 lane \d+.*'words' byte \d+: .*last written as region 'rows'.*overlap",
+    ),
     ("shared out of bounds", r"planted.cu:\d+: warp 0 lane 31.*'words' out of bounds: bytes 128 … 131 of 128"),
     ("uninitialised shared", r"planted.cu:\d+: warp 0 lane \d+.*'rows' byte \d+: read, but nothing was written"),
     ("global read out of bounds", r"planted.cu:\d+: warp 0 lane \d+.*global buffer 'in' out of bounds: .* of 1024"),
@@ -39,10 +63,16 @@ PLANTED = [
     ("misaligned", r"planted.cu:\d+: warp 0 lane \d+.*global buffer 'in' misaligned: 8 bytes"),
     ("two blocks, one output", r"planted.cu:\d+: warp 0 lane \d+, block \(1, 0\): race on global buffer 'out'"),
     ("divergent shuffle", r"divergence: lane \d+ is at \w+ here while lane \d+ waits at"),
-    ("unwritten global", r"planted.cu:\d+: warp 0 lane \d+.*global buffer 'out' byte \d+: read, but nothing was written"),
+    (
+        "unwritten global",
+        r"planted.cu:\d+: warp 0 lane \d+.*global buffer 'out' byte \d+: read, but nothing was written",
+    ),
     ("write to input", r"planted.cu:\d+: warp 0 lane \d+.*global buffer 'in' is an input and is written"),
-    ("early exit", r"deadlock(.|\n)*warp 0 lanes? 0-6 8-31: waiting at shuffle_xor \(planted.cu:\d+\)"
-                   r"(.|\n)*lanes? 7: left the kernel"),
+    (
+        "early exit",
+        r"deadlock(.|\n)*warp 0 lanes? 0-6 8-31: waiting at shuffle_xor \(planted.cu:\d+\)"
+        r"(.|\n)*lanes? 7: left the kernel",
+    ),
     ("write under copy", r"planted.cu:\d+: warp \d lane \d+.*'ring' byte \d+: written while .*copy_async"),
     ("bank conflicts", None),
 ]
@@ -61,7 +91,7 @@ def run_planted(fault: int, seed: int) -> Counters:
 
 @pytest.mark.parametrize("fault", range(1, len(PLANTED)), ids=[name.replace(" ", "_") for name, _ in PLANTED[1:]])
 def test_a_planted_fault_is_named_under_every_schedule(fault: int) -> None:
-    name, message = PLANTED[fault]
+    message = PLANTED[fault][1]
     if message is None:
         pytest.skip("shown by a counter, not by a report")
     for seed in range(10):
@@ -141,7 +171,9 @@ def test_sanitizers_find_nothing() -> None:
     if not os.path.isabs(preload):
         pytest.skip("this compiler comes without libasan")
     # With the C++ library beside it: AddressSanitizer looks for __cxa_throw before anything loads it.
-    runtime = subprocess.run([compiler, "-print-file-name=libstdc++.so.6"], capture_output=True, text=True).stdout.strip()
+    runtime = subprocess.run(
+        [compiler, "-print-file-name=libstdc++.so.6"], capture_output=True, text=True
+    ).stdout.strip()
     environment = {
         **os.environ,
         "LD_PRELOAD": f"{preload} {runtime}",
@@ -149,4 +181,5 @@ def test_sanitizers_find_nothing() -> None:
         "PYTHONPATH": os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH", "")])),
     }
     done = subprocess.run([sys.executable, "-c", SANITIZED], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0 and "clean" in done.stdout, done.stdout[-2000:] + done.stderr[-4000:]
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert "clean" in done.stdout

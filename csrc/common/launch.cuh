@@ -38,7 +38,8 @@ template <auto kKernel, class Params>
 Status launch(const char* name, const LaunchShape& shape, Stream stream, const Params& params) {
   int device = 0;
   cudaError_t error = cudaGetDevice(&device);
-  if (error != cudaSuccess) return fail(Status::kUnsupported, "%s: no CUDA device: %s", name, cudaGetErrorString(error));
+  if (error != cudaSuccess)
+    return fail(Status::kUnsupported, "%s: no CUDA device: %s", name, cudaGetErrorString(error));
   // A kernel has to ask for more than 48 KB once a device; a bit a device remembers that it did.
   static std::atomic<std::uint64_t> prepared{0};
   const std::uint64_t bit = std::uint64_t{1} << (device % 64);
@@ -62,7 +63,7 @@ Status launch(const char* name, const LaunchShape& shape, Stream stream, const P
     prepared.fetch_or(bit, std::memory_order_relaxed);
   }
   kKernel<<<dim3(static_cast<unsigned>(shape.blocks_x), static_cast<unsigned>(shape.blocks_y)),
-            static_cast<unsigned>(shape.threads), static_cast<std::size_t>(shape.shared_bytes), stream>>>(params);
+            static_cast<unsigned>(shape.threads), static_cast<std::size_t>(shape.shared_bytes), stream> > >(params);
   error = cudaGetLastError();
   if (error != cudaSuccess) return fail(Status::kLaunchFailed, "%s: %s", name, cudaGetErrorString(error));
   return Status::kOk;

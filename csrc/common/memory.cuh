@@ -1,8 +1,8 @@
 // Typed views of global and shared memory.
 //
-// Every access of a kernel goes through one of these. On the GPU they are bare pointers: extents and names cost nothing.
-// Under the host simulator (csrc/simt/memory.h) a view knows its extent and its name, so that an access can be checked,
-// counted and reported with the line of the kernel that made it.
+// Every access of a kernel goes through one of these. On the GPU they are bare pointers: extents and names cost
+// nothing. Under the host simulator (csrc/simt/memory.h) a view knows its extent and its name, so that an access can be
+// checked, counted and reported with the line of the kernel that made it.
 //
 // A vector access moves a whole V (uint32-sized Pair, Words2, Words4, float, …) at an offset counted in elements T and
 // has to be aligned to sizeof(V).

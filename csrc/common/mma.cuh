@@ -77,8 +77,8 @@ MVK_DEVICE void mma_m16n8k8(FragmentC& c, const FragmentA<T>& a, const FragmentB
   }
 }
 
-// Four 8×8 matrices: lane l passes the offset of row l % 8 of matrix l / 8 (8 elements, 16-byte aligned); reg[m] of lane
-// l receives row l / 4, columns 2·(l % 4) and the next, of matrix m.
+// Four 8×8 matrices: lane l passes the offset of row l % 8 of matrix l / 8 (8 elements, 16-byte aligned); reg[m] of
+// lane l receives row l / 4, columns 2·(l % 4) and the next, of matrix m.
 template <class T>
 MVK_DEVICE void load_matrix_x4(Pair<T> (&reg)[4], Shared<T> region, int row_offset) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];\n"

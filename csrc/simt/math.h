@@ -34,9 +34,7 @@ inline float tanh_approx(float x) {
 inline Pair<Half> tanh_approx(Pair<Half> x) {
   simt::counters().mufu += 2;
   // 2^-10.987 absolute in all, of which rounding to float16 takes up to 2^-12.
-  const auto one = [](float value) {
-    return std::tanh(value) + 2.4e-4f * simt::noise(value);
-  };
+  const auto one = [](float value) { return std::tanh(value) + 2.4e-4f * simt::noise(value); };
   return make_pair<Half>(one(low(x)), one(high(x)));
 }
 inline float exp2_approx(float x) {

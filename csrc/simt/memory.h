@@ -80,8 +80,8 @@ template <class T>
 Shared<T> shared_region(const char* name, int byte_offset, int count, simt::Where where = simt::Where::here()) {
   const int bytes = count * static_cast<int>(sizeof(T));
   if (byte_offset < 0 || bytes < 0 || byte_offset + bytes > simt::dynamic_shared_bytes()) {
-    simt::fault(where, "shared region '%s' spans bytes %d … %d, but the launch asked for %d bytes of shared memory", name,
-                byte_offset, byte_offset + bytes, simt::dynamic_shared_bytes());
+    simt::fault(where, "shared region '%s' spans bytes %d … %d, but the launch asked for %d bytes of shared memory",
+                name, byte_offset, byte_offset + bytes, simt::dynamic_shared_bytes());
   }
   if (byte_offset % 16 != 0) {
     simt::fault(where, "shared region '%s' begins at byte %d, which is not a multiple of 16", name, byte_offset);

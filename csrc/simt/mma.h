@@ -129,12 +129,14 @@ void load_matrix_x4(Pair<T> (&reg)[4], Shared<T> region, int row_offset, simt::W
   simt::load_matrix<T, 4, false>(targets, region, row_offset, "load_matrix_x4", where);
 }
 template <class T>
-void load_matrix_x4_transposed(Pair<T> (&reg)[4], Shared<T> region, int row_offset, simt::Where where = simt::Where::here()) {
+void load_matrix_x4_transposed(Pair<T> (&reg)[4], Shared<T> region, int row_offset,
+                               simt::Where where = simt::Where::here()) {
   Pair<T>* targets[4] = {&reg[0], &reg[1], &reg[2], &reg[3]};
   simt::load_matrix<T, 4, true>(targets, region, row_offset, "load_matrix_x4_transposed", where);
 }
 template <class T>
-void load_matrix_x2(Pair<T>& first, Pair<T>& second, Shared<T> region, int row_offset, simt::Where where = simt::Where::here()) {
+void load_matrix_x2(Pair<T>& first, Pair<T>& second, Shared<T> region, int row_offset,
+                    simt::Where where = simt::Where::here()) {
   Pair<T>* targets[2] = {&first, &second};
   simt::load_matrix<T, 2, false>(targets, region, row_offset, "load_matrix_x2", where);
 }

@@ -162,8 +162,7 @@ void switch_to_scheduler() {
   Lane& lane = *machine.lanes[static_cast<std::size_t>(machine.running)];
   machine.running = -1;
 #if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_start_switch_fiber(&lane.fake_stack, machine.scheduler_stack,
-                                 machine.scheduler_stack_bytes);
+  __sanitizer_start_switch_fiber(&lane.fake_stack, machine.scheduler_stack, machine.scheduler_stack_bytes);
 #endif
   if (_setjmp(lane.resume_point) == 0) _longjmp(machine.scheduler, 1);
 #if defined(__SANITIZE_ADDRESS__)
@@ -281,7 +280,8 @@ std::uint64_t distinct_sectors(std::uint32_t mask, const std::uint64_t* addresse
   int count = 0;
   for (int lane = 0; lane < kWarpSize; ++lane) {
     if ((mask >> lane & 1u) == 0) continue;
-    for (const std::uint64_t sector : {addresses[lane] / 32, (addresses[lane] + static_cast<unsigned>(bytes) - 1) / 32}) {
+    for (const std::uint64_t sector :
+         {addresses[lane] / 32, (addresses[lane] + static_cast<unsigned>(bytes) - 1) / 32}) {
       if (std::find(sectors, sectors + count, sector) == sectors + count) sectors[count++] = sector;
     }
   }
@@ -364,8 +364,9 @@ void check_and_record_read(Word& word, const char* region, int byte, int lane, W
   const Warp& state = machine.warps[static_cast<std::size_t>(warp)];
   if (word.write_epoch == machine.epoch && (word.write_warp != warp || word.write_lane != lane)) {
     if (word.write_warp != warp) {
-      fault(where, "race on shared region '%s' byte %d: read here, written by %s at %s, no sync_block() between", region,
-            byte, format_thread(word.write_warp, word.write_lane).c_str(), format_where(word.write_where).c_str());
+      fault(where, "race on shared region '%s' byte %d: read here, written by %s at %s, no sync_block() between",
+            region, byte, format_thread(word.write_warp, word.write_lane).c_str(),
+            format_where(word.write_where).c_str());
     }
     if (word.write_warp_epoch == state.epoch) {
       fault(where, "race on shared region '%s' byte %d: read here, written by lane %d at %s, no sync_warp() between",
@@ -395,8 +396,8 @@ void check_and_record_write(Word& word, const char* region, int byte, Where wher
             byte, format_thread(word.write_warp, word.write_lane).c_str(), format_where(word.write_where).c_str());
     }
     if (word.write_warp_epoch == state.epoch) {
-      fault(where, "race on shared region '%s' byte %d: written here and by lane %d at %s, no sync_warp() between", region,
-            byte, word.write_lane, format_where(word.write_where).c_str());
+      fault(where, "race on shared region '%s' byte %d: written here and by lane %d at %s, no sync_warp() between",
+            region, byte, word.write_lane, format_where(word.write_where).c_str());
     }
   }
   if (word.read_epoch == machine.epoch) {
@@ -430,8 +431,8 @@ void check_readable(const Word& word, const char* region, int address, int byte_
   const int first = address % 4;
   const auto needed = static_cast<std::uint8_t>(bytes >= 4 ? 15 : (1 << bytes) - 1) << (bytes >= 4 ? 0 : first);
   if (word.pending && word.block_serial == machine.serial) {
-    fault(where, "shared region '%s' byte %d: read before the copy_async_wait that delivers what %s copies at %s", region,
-          address - byte_begin, format_thread(word.write_warp, word.write_lane).c_str(),
+    fault(where, "shared region '%s' byte %d: read before the copy_async_wait that delivers what %s copies at %s",
+          region, address - byte_begin, format_thread(word.write_warp, word.write_lane).c_str(),
           format_where(word.write_where).c_str());
   }
   if (word.block_serial != machine.serial || (word.written_bytes & needed) != needed) {
@@ -688,7 +689,8 @@ GlobalView global_view(const void* pointer, std::uint64_t bytes) {
     if (begin >= buffer->begin && begin + bytes <= buffer->begin + buffer->bytes) return {begin, bytes, buffer};
   }
   char text[256];
-  std::snprintf(text, sizeof(text), "a launcher describes %llu bytes of global memory at %p that no registered buffer holds",
+  std::snprintf(text, sizeof(text),
+                "a launcher describes %llu bytes of global memory at %p that no registered buffer holds",
                 static_cast<unsigned long long>(bytes), pointer);
   throw BadView{text};
 }
@@ -697,8 +699,7 @@ namespace {
 
 void* checked_global(bool write, const GlobalView& view, std::int64_t byte_offset, int bytes, Where where) {
   const char* name = view.buffer == nullptr ? "null" : view.buffer->name.c_str();
-  if (view.buffer == nullptr || byte_offset < 0 ||
-      byte_offset + bytes > static_cast<std::int64_t>(view.bytes)) {
+  if (view.buffer == nullptr || byte_offset < 0 || byte_offset + bytes > static_cast<std::int64_t>(view.bytes)) {
     fault(where, "global buffer '%s' out of bounds: bytes %lld … %lld of %lld", name,
           static_cast<long long>(byte_offset), static_cast<long long>(byte_offset + bytes - 1),
           static_cast<long long>(view.bytes));
@@ -715,18 +716,22 @@ void* checked_global(bool write, const GlobalView& view, std::int64_t byte_offse
     buffer.write_bytes += static_cast<std::uint64_t>(bytes);
   } else {
     buffer.read_bytes += static_cast<std::uint64_t>(bytes);
-    for (std::uint64_t sector = in_buffer / 32; sector <= (in_buffer + static_cast<unsigned>(bytes) - 1) / 32; ++sector) {
+    for (std::uint64_t sector = in_buffer / 32; sector <= (in_buffer + static_cast<unsigned>(bytes) - 1) / 32;
+         ++sector) {
       buffer.sectors_read[sector] = 1;
     }
   }
   if (buffer.output) {
     for (std::uint64_t word = in_buffer / 4; word <= (in_buffer + static_cast<unsigned>(bytes) - 1) / 4; ++word) {
       std::uint32_t& writer = buffer.written_by[word];
-      if (writer == 0 && !write) fault(where, "global buffer '%s' byte %lld: read, but nothing was written there", name,
-                                       static_cast<long long>(byte_offset));
+      if (writer == 0 && !write)
+        fault(where, "global buffer '%s' byte %lld: read, but nothing was written there", name,
+              static_cast<long long>(byte_offset));
       if (writer != 0 && writer != machine.serial_in_launch) {
-        fault(where, "race on global buffer '%s' byte %lld: %s here and written by another block (number %u in the order "
-              "of the run)", name, static_cast<long long>(byte_offset), write ? "written" : "read", writer - 1);
+        fault(where,
+              "race on global buffer '%s' byte %lld: %s here and written by another block (number %u in the order "
+              "of the run)",
+              name, static_cast<long long>(byte_offset), write ? "written" : "read", writer - 1);
       }
       if (write) writer = machine.serial_in_launch;
     }

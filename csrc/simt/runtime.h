@@ -57,11 +57,11 @@ struct Buffer {
   std::string name;
   std::uintptr_t begin = 0;
   std::uint64_t bytes = 0;
-  bool output = false;                        // starts out unwritten; a read before a write is a fault
-  std::uint64_t read_bytes = 0;               // asked for by lanes
+  bool output = false;           // starts out unwritten; a read before a write is a fault
+  std::uint64_t read_bytes = 0;  // asked for by lanes
   std::uint64_t write_bytes = 0;
-  std::vector<std::uint8_t> sectors_read;     // one flag each 32 bytes
-  std::vector<std::uint32_t> written_by;      // per 4 bytes: serial number of the block that wrote it, 0: none
+  std::vector<std::uint8_t> sectors_read;  // one flag each 32 bytes
+  std::vector<std::uint32_t> written_by;   // per 4 bytes: serial number of the block that wrote it, 0: none
 };
 
 struct LaunchRecord {
@@ -97,7 +97,6 @@ void sync_block(Where where);
 void sync_warp(Where where);
 
 enum class SharedAccess : std::uint8_t { kLoad, kStore, kMatrixLoad };
-
 
 // Checks one lane's access, records it for the race detector and for the warp-wide counters.
 void* shared_access(SharedAccess kind, const char* region, int byte_begin, int byte_count, int byte_offset, int bytes,

@@ -173,7 +173,8 @@ Status golden(const char* name, const void* in, void* out, int warps, Stream str
   for (const Golden& candidate : kGoldens) {
     if (!equal(candidate.name, name)) continue;
     GoldenParams params;
-    params.in = Global<const std::uint32_t>(static_cast<const std::uint32_t*>(in), std::int64_t{warps} * 32 * kGoldenInputs);
+    params.in =
+        Global<const std::uint32_t>(static_cast<const std::uint32_t*>(in), std::int64_t{warps} * 32 * kGoldenInputs);
     params.out = Global<std::uint32_t>(static_cast<std::uint32_t*>(out), std::int64_t{warps} * 32 * kGoldenOutputs);
     return candidate.run({warps, 1, 32, 512}, stream, params);
   }

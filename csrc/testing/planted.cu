@@ -1,5 +1,5 @@
-// Kernels with faults planted in them, for the tests of the simulator (tests/test_simulator.py names them in this order).
-// This file is compiled for the simulator alone: on a GPU these faults would show up sometimes, or never.
+// Kernels with faults planted in them, for the tests of the simulator (tests/test_simulator.py names them in this
+// order). This file is compiled for the simulator alone: on a GPU these faults would show up sometimes, or never.
 #ifdef MVK_SIMT
 
 #include "../common/async_copy.cuh"
@@ -103,7 +103,8 @@ __global__ void exchange_kernel(const PlantedParams params) {
   if (fault == kGlobalWriteOutOfBounds) params.out.store(240 + lane, value);
   if (fault == kMisaligned) value += params.in.load<Words2>(2 * lane + 1).word[0];
   if (fault == kUnwrittenGlobal) value += params.out.load<std::uint32_t>(128 + lane);
-  if (fault == kWriteToInput) Global<std::uint32_t>(const_cast<std::uint32_t*>(params.in.pointer()), 256).store(0, value);
+  if (fault == kWriteToInput)
+    Global<std::uint32_t>(const_cast<std::uint32_t*>(params.in.pointer()), 256).store(0, value);
   if (fault == kEarlyExit && lane == 7) return;
   if (fault == kDivergentShuffle) {
     if (lane < 16) value = shuffle_xor(value, 1);

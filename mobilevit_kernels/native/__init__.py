@@ -1,7 +1,7 @@
 """What the ``cuda`` and ``simt`` backends share: the packing and the calls of the kernels in csrc/.
 
-Both backends run the same sources on the same packed weights; they differ in the library that is called, which takes the
-name of a stage's launcher, its tensors and its sizes (:class:`Library`).
+Both backends run the same sources on the same packed weights; they differ in the library that is called, which takes
+the name of a stage's launcher, its tensors and its sizes (:class:`Library`).
 """
 
 from __future__ import annotations

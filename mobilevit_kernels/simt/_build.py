@@ -55,7 +55,9 @@ def build(sanitize: bool | None = None, jobs: int | None = None) -> Path:
     headers = hashlib.sha256(" ".join(command).encode())
     for header in sorted(path for path in sources.rglob("*") if path.suffix in (".h", ".cuh")):
         headers.update(header.read_bytes())
-    units = sorted(path for path in sources.rglob("*") if path.suffix in (".cu", ".cpp") and path.name != "bindings.cpp")
+    units = sorted(
+        path for path in sources.rglob("*") if path.suffix in (".cu", ".cpp") and path.name != "bindings.cpp"
+    )
 
     folder = cache_folder() / "simt"
     folder.mkdir(parents=True, exist_ok=True)
