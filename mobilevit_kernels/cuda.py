@@ -29,10 +29,10 @@ def serves(architectures: str, capability: tuple[int, int]) -> bool:
     Machine code of 8.0 runs on 8.x with x ≥ 0, an "a" architecture on exactly its own, PTX on anything as new.
 
     Args:
-        architectures: as the extension states them, such as "80;90a;120;120-ptx".
+        architectures: as the extension states them, such as "80/90a/120/120-ptx".
         capability: (major, minor).
     """
-    for architecture in architectures.split(";"):
+    for architecture in architectures.split("/"):
         number = architecture.removesuffix("-ptx").rstrip("af")
         built = (int(number[:-1]), int(number[-1]))
         if architecture.endswith("-ptx"):

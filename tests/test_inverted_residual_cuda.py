@@ -176,7 +176,7 @@ def test_architectures_and_capabilities() -> None:
 
     assert serves("90a", (9, 0))
     assert not serves("90a", (10, 0))
-    assert serves("80;90a", (8, 9))
+    assert serves("80/90a", (8, 9))
     assert not serves("86", (8, 0))
-    assert serves("80;120-ptx", (12, 1))
-    assert not serves("80;120", (13, 0))
+    assert serves("80/120-ptx", (12, 1))
+    assert not serves("80/120", (13, 0))

@@ -62,10 +62,16 @@ Status launch(const char* name, const LaunchShape& shape, Stream stream, const P
     }
     prepared.fetch_or(bit, std::memory_order_relaxed);
   }
-  kKernel<<<dim3(static_cast<unsigned>(shape.blocks_x), static_cast<unsigned>(shape.blocks_y)),
-            static_cast<unsigned>(shape.threads), static_cast<std::size_t>(shape.shared_bytes), stream> > >(params);
-  error = cudaGetLastError();
-  if (error != cudaSuccess) return fail(Status::kLaunchFailed, "%s: %s", name, cudaGetErrorString(error));
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(shape.blocks_x), static_cast<unsigned>(shape.blocks_y));
+  config.blockDim = dim3(static_cast<unsigned>(shape.threads));
+  config.dynamicSmemBytes = static_cast<std::size_t>(shape.shared_bytes);
+  config.stream = stream;
+  error = cudaLaunchKernelEx(&config, kKernel, params);
+  if (error != cudaSuccess) {
+    cudaGetLastError();
+    return fail(Status::kLaunchFailed, "%s: %s", name, cudaGetErrorString(error));
+  }
   return Status::kOk;
 }
 

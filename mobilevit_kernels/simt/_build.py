@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -70,12 +71,14 @@ def build(sanitize: bool | None = None, jobs: int | None = None) -> Path:
             _run([*command, "-x", "c++", "-c", str(unit)], target)
         return target
 
-    with ThreadPoolExecutor(jobs or os.cpu_count()) as pool:
-        objects = list(pool.map(compile_unit, units))
-    names = hashlib.sha256("".join(unit.name for unit in objects).encode())
-    target = folder / f"libsimt-{names.hexdigest()[:20]}.so"
-    if not target.exists():
-        _run([*command, "-shared", *map(str, objects)], target)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes one compiles, the others wait for it
+        with ThreadPoolExecutor(jobs or os.cpu_count()) as pool:
+            objects = list(pool.map(compile_unit, units))
+        names = hashlib.sha256("".join(unit.name for unit in objects).encode())
+        target = folder / f"libsimt-{names.hexdigest()[:20]}.so"
+        if not target.exists():
+            _run([*command, "-shared", *map(str, objects)], target)
     return target
 
 
