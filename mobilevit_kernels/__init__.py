@@ -1,4 +1,4 @@
-"""Fused kernels for MobileViT inference: drop-in modules, functional ops, conversion from timm, transformers, ml-cvnets."""
+"""Fused kernels for MobileViT inference: drop-in modules, functional ops, conversion of stock models."""
 
 from mobilevit_kernels import ops
 from mobilevit_kernels.convert import Unsupported

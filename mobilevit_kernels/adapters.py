@@ -28,10 +28,11 @@ class TimmMobileViT(MobileViT):
         kwargs: as for :class:`~mobilevit_kernels.MobileViT`.
     """
 
-    def __init__(self, stock: nn.Module, spec: NetworkSpec, keep_head: bool, **kwargs: Any) -> None:
+    def __init__(self, stock: Any, spec: NetworkSpec, keep_head: bool, **kwargs: Any) -> None:
         super().__init__(spec, **kwargs)
-        self.stock_head = copy.deepcopy(stock.head).eval() if keep_head else None
+        self.stock_head: Any = copy.deepcopy(stock.head).eval() if keep_head else None
         self.global_pool = stock.global_pool
+        self.feature_info: Any
         for name in ("num_features", "head_hidden_size", "feature_info", "pretrained_cfg", "default_cfg"):
             if hasattr(stock, name):
                 setattr(self, name, copy.deepcopy(getattr(stock, name)))
@@ -63,7 +64,7 @@ class TimmMobileViT(MobileViT):
         """Pool and classifier on the map that :meth:`forward_features` returns."""
         if self.stock_head is not None:
             features = x.to(self.compute_dtype)
-            return self.stock_head(features, pre_logits=pre_logits).to(x.dtype)  # type: ignore[no-any-return]
+            return self.stock_head(features, pre_logits=pre_logits).to(x.dtype)
         if self.global_pool == "":
             return x
         pooled = x.mean((2, 3))
@@ -107,7 +108,7 @@ class TimmMobileViT(MobileViT):
     def get_classifier(self) -> nn.Module:
         """The classifier as a Linear of its own (Identity where there is none)."""
         if self.stock_head is not None:
-            return self.stock_head.fc  # type: ignore[no-any-return]
+            return self.stock_head.fc
         if self.head is None or self.head.weights.fc_weight is None:
             return nn.Identity()
         weight = self.head.weights.fc_weight
@@ -138,10 +139,10 @@ class TimmFeatures(MobileViT):
         kwargs: as for :class:`~mobilevit_kernels.MobileViT`.
     """
 
-    def __init__(self, stock: nn.Module, spec: NetworkSpec, **kwargs: Any) -> None:
+    def __init__(self, stock: Any, spec: NetworkSpec, **kwargs: Any) -> None:
         super().__init__(spec, **kwargs)
         self.feature_info = copy.deepcopy(stock.feature_info)
-        taps = _timm_taps(list(stock.feature_info.module_name()))  # type: ignore[operator, union-attr]
+        taps = _timm_taps(list(stock.feature_info.module_name()))
         self._taps = tuple(tap for tap in taps if tap is not None)
         self._with_final_map = None in taps
 
@@ -169,7 +170,7 @@ class TransformersMobileViT(nn.Module):
     main_input_name = "pixel_values"
     base_model_prefix = "mobilevit"
 
-    def __init__(self, stock: nn.Module, spec: NetworkSpec, **kwargs: Any) -> None:
+    def __init__(self, stock: Any, spec: NetworkSpec, **kwargs: Any) -> None:
         super().__init__()
         self.config: Any = copy.deepcopy(stock.config)
         self.task = {

@@ -99,7 +99,7 @@ def mobilevit_block(
 
 def network(config: MobileViTConfig, num_classes: int) -> NetworkSpec:
     """A whole network; ``num_classes=0``: no classifier."""
-    layers = []
+    layers: list[tuple[InvertedResidualSpec | MobileViTBlockSpec, ...]] = []
     channels = config.stem_channels
     transformers = iter(zip(config.transformer_dims, config.transformer_depths, strict=True))
     for out_channels, count, first_stride in zip(

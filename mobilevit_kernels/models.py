@@ -116,7 +116,7 @@ class InvertedResidual(_Block):
         dtype: torch.dtype | None = None,
         backend: str = "auto",
     ) -> InvertedResidual:
-        """A block with random weights: hidden channels are ``in_channels · expand_ratio`` rounded to a multiple of 8."""
+        """A block with random weights; hidden channels: ``in_channels · expand_ratio`` rounded to a multiple of 8."""
         for name, value in (("in_channels", in_channels), ("out_channels", out_channels), ("dilation", dilation)):
             _checks.check_positive(name, value)
         _checks.check_one_of("stride", stride, (1, 2))
@@ -334,9 +334,13 @@ class MobileViT(nn.Module):
         """The canonical description of the network."""
         return NetworkSpec(
             stem=self.stem.weights,
-            layers=tuple(tuple(block.spec for block in layer) for layer in self.layers),  # type: ignore[union-attr]
+            layers=tuple(tuple(block.spec for block in layer) for layer in self._blocks()),
             head=None if self.head is None else self.head.weights,
         )
+
+    def _blocks(self) -> list[list[Any]]:
+        """The blocks by layer, past nn.ModuleList's untyped iteration."""
+        return [list(layer) for layer in self.layers]  # type: ignore[call-overload]
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -368,8 +372,8 @@ class MobileViT(nn.Module):
         x = self.stem(x)
         if 0 in taps:
             outputs.append(x)
-        for i, layer in enumerate(self.layers, start=1):
-            for block in layer:  # type: ignore[union-attr]
+        for i, layer in enumerate(self._blocks(), start=1):
+            for block in layer:
                 x = block.run(x)
             if i in taps:
                 outputs.append(x)

@@ -45,8 +45,8 @@ def optimize(
             dtype.
         backend: "auto", "cuda", "triton", "torch" or "simt".
         graph: capture a CUDA graph for each new input shape.
-        normalize: ``(mean, std)`` in units of 0…1, applied to the images in the stem; with it the model also takes uint8
-            (B, H, W, C) images. Channels stay in the order that ``model`` takes.
+        normalize: ``(mean, std)`` in units of 0…1, applied to the images in the stem; with it the model also takes
+            uint8 (B, H, W, C) images. Channels stay in the order that ``model`` takes.
 
     Returns:
         A new module with the call signature and return type of ``model``, in eval mode, on ``model``'s device.
@@ -110,8 +110,8 @@ def replace_blocks(model: nn.Module, dtype: torch.dtype | None = None, backend: 
 
     Args:
         model: a network with blocks of timm, transformers, ml-cvnets or python_ref anywhere below it.
-        dtype: compute dtype of the blocks; None: float16 while on a GPU, each block's own elsewhere. A block returns its
-            input's dtype.
+        dtype: compute dtype of the blocks; None: float16 while on a GPU, each block's own elsewhere. A block
+            returns its input's dtype.
         backend: "auto", "cuda", "triton", "torch" or "simt".
 
     Returns:
@@ -139,12 +139,10 @@ def replace_blocks(model: nn.Module, dtype: torch.dtype | None = None, backend: 
             if parent is None:
                 raise ValueError(
                     f"model: expected a network with blocks inside, got a single block ({type(block).__name__}); "
-                    f"use mobilevit_kernels.{'InvertedResidual' if isinstance(spec, InvertedResidualSpec) else 'MobileViTBlock'}"
-                    f".from_module(model)"
+                    f"use mobilevit_kernels.{_module_class(spec).__name__}.from_module(model)"
                 )
-            cls = InvertedResidual if isinstance(spec, InvertedResidualSpec) else MobileViTBlock
             with torch.no_grad():
-                replacement = cls(spec, dtype=dtype, backend=backend, own_dtype=own_dtype_of(block))  # type: ignore[arg-type]
+                replacement = _module_class(spec)(spec, dtype=dtype, backend=backend, own_dtype=own_dtype_of(block))
             replacement.train(block.training)
             replacement.__dict__["_original"] = block  # past nn.Module: the original is no part of the network now
             fresh[block] = replacement
@@ -154,6 +152,10 @@ def replace_blocks(model: nn.Module, dtype: torch.dtype | None = None, backend: 
     for parent, child_name, replacement in places:
         setattr(parent, child_name, replacement)
     return Report(rows, [f"{len(fresh)} blocks replaced"])
+
+
+def _module_class(spec: Any) -> Any:
+    return InvertedResidual if isinstance(spec, InvertedResidualSpec) else MobileViTBlock
 
 
 def _blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module | None, str, nn.Module]]:
@@ -209,9 +211,7 @@ def report(model: nn.Module) -> Report:
     dtypes = sorted({str(module.compute_dtype) for module in model.modules() if isinstance(module, Stage)})
     for name, module in model.named_children():
         if name in ("stock_head", "segmentation_head"):
-            rows.append(
-                Row(name, type(module).__name__, "stock", "", "not a stage of MobileViT: the stock module, copied")
-            )
+            rows.append(Row(name, type(module).__name__, "stock", "", "not a stage of MobileViT: copied as it is"))
     return Report(rows, [f"compute dtype: {', '.join(dtype.removeprefix('torch.') for dtype in dtypes)}"])
 
 

@@ -11,8 +11,8 @@ A backend is a package or module with
     gave it), NHWC in memory, with at least one image in the batch; the result is NHWC in memory too,
   - ``variant(packed) -> str``: the kernel variants that ``run`` chooses among, with the boundaries between them.
 
-Nothing falls back in silence: an explicit backend that cannot serve raises with its reason, "auto" records the reason of
-its choice.
+Nothing falls back in silence: an explicit backend that cannot serve raises with its reason, "auto" records the
+reason of its choice.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from mobilevit_kernels.canonical import StageWeights
 __all__ = ["BACKENDS", "BackendUnavailable", "Choice", "Status", "backends", "check_name", "choose", "load"]
 
 BACKENDS = ("cuda", "triton", "torch", "simt")
-_NOT_YET = {"triton": "no Triton kernels"}
 
 
 class BackendUnavailable(RuntimeError):
@@ -57,13 +56,11 @@ class Choice:
 
 
 def load(name: str) -> ModuleType:
-    """The module of the backend ``name``; imported on first use, so that triton costs nothing to those who don't use it."""
+    """The module of the backend ``name``; imported on first use, so that triton costs nothing where it isn't used."""
     return importlib.import_module(f"mobilevit_kernels.{name}")
 
 
 def _status(name: str) -> Status:
-    if name in _NOT_YET:
-        return Status(False, f"this version of mobilevit_kernels has {_NOT_YET[name]} yet")
     status: Status = load(name).status()
     return status
 
@@ -111,7 +108,7 @@ def choose(backend: str, stage: str, weights: StageWeights | None, dtype: torch.
         return Choice(backend, "asked for")
     if device.type != "cuda":
         return Choice("torch", f"the weights are on {device.type}")
-    passed_over = []
+    passed_over: list[str] = []
     for name in ("cuda", "triton"):
         obstacle = _obstacle(name, stage, weights, dtype, device)
         if obstacle is None:

@@ -109,7 +109,7 @@ def _transformer(
 ) -> Tensor:
     y = F.conv2d(x, weights.in_weight)
     height, width = y.shape[2:]
-    whole = tuple(-(-size // patch) * patch for size, patch in zip((height, width), patch_size, strict=True))
+    whole = (-(-height // patch_size[0]) * patch_size[0], -(-width // patch_size[1]) * patch_size[1])
     if whole != (height, width):
         y = F.interpolate(y, size=whole, mode="bilinear", align_corners=False)
     tokens = python_ref.unfold(y, patch_size)
@@ -134,7 +134,7 @@ def _unfold_attention_fold(
 ) -> Tensor:
     q, k, v = (python_ref.unfold(part, patch_size) for part in qkv.chunk(3, dim=1))
     scale = (q.shape[-1] // num_heads) ** -0.5 if scale is None else scale
-    return python_ref.fold(_attention(q, k, v, num_heads, scale), patch_size, tuple(qkv.shape[2:]))
+    return python_ref.fold(_attention(q, k, v, num_heads, scale), patch_size, (qkv.shape[2], qkv.shape[3]))
 
 
 def _head(x: Tensor, weights: HeadWeights, *, pool: bool = True) -> Tensor:

@@ -14,7 +14,7 @@ import pytest
 
 from mobilevit_kernels import registry
 
-# One thread a process: `make test` runs a process a core, and two threads that wait for a busy core are slower than one.
+# One thread a process: `make test` runs a process a core.
 torch.set_num_threads(1)
 
 

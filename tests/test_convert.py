@@ -777,6 +777,10 @@ def test_check_plain_names_the_path_and_passes_plain_modules() -> None:
     model[1][0].register_forward_hook(nothing)
     with pytest.raises(Unsupported, match=r"^outer\.1\.0 \(ReLU\)"):
         check_plain(model, "outer")
+    replaced = nn.Sequential(nn.Linear(2, 2))
+    override_on_instance(replaced[0])
+    with pytest.raises(Unsupported, match=r"^0 \(Linear\): its forward was replaced"):
+        check_plain(replaced)
 
 
 def semobilevit() -> nn.Module:

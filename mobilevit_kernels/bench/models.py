@@ -12,6 +12,7 @@ from torch import Tensor
 import python_ref
 from mobilevit_kernels.bench.timing import quantile, time_interleaved
 from mobilevit_kernels.optimize import optimize
+from mobilevit_kernels.stages import Stage
 from mobilevit_kernels.verify import MAX_NETWORK_RATIO, judge
 
 __all__ = ["bench_model"]
@@ -59,7 +60,7 @@ def bench_model(
         "ours": fast,
     }
     timings = time_interleaved(implementations, inputs, rounds)
-    served_by = sorted({module.packed.backend for module in fast.modules() if hasattr(module, "packed")})
+    served_by = sorted({module.packed.backend for module in fast.modules() if isinstance(module, Stage)})
     records = []
     for impl, timing in timings.items():
         trusted = impl != "ours" or parity.passed

@@ -64,7 +64,7 @@ def time_interleaved(
             call(x)
             end.record()
             end.synchronize()
-            return start.elapsed_time(end)
+            return float(start.elapsed_time(end))
         begin = time.perf_counter()
         call(x)
         return (time.perf_counter() - begin) * 1e3

@@ -49,24 +49,26 @@ def json_option(function: F) -> F:
 
 def device_option(function: F) -> F:
     """--device, a torch device; by default the GPU where there is one."""
-    return click.option("--device", default=None, help="torch device, e.g. cuda:0 [default: cuda if there is one, else cpu]")(function)  # fmt: skip
+    help_text = "torch device, e.g. cuda:0 [default: cuda if there is one, else cpu]"
+    return click.option("--device", default=None, help=help_text)(function)
 
 
 def backend_option(function: F) -> F:
     """--backend."""
     choice = click.Choice(["auto", *BACKENDS])
-    return click.option("--backend", type=choice, default="auto", show_default=True, help="Which kernels to run.")(function)  # fmt: skip
+    return click.option("--backend", type=choice, default="auto", show_default=True, help="Which kernels.")(function)
 
 
 def dtype_option(function: F) -> F:
     """--dtype."""
-    return click.option("--dtype", type=click.Choice(list(DTYPES)), default=None, help="Compute dtype [default: float16 on a GPU, float32 elsewhere]")(function)  # fmt: skip
+    help_text = "Compute dtype [default: float16 on a GPU, float32 elsewhere]"
+    return click.option("--dtype", type=click.Choice(list(DTYPES)), default=None, help=help_text)(function)
 
 
 def model_option(function: F) -> F:
     """--model, one of the three names."""
     choice = click.Choice(list(CONFIGS))
-    return click.option("--model", type=choice, default="mobilevit_s", show_default=True, help="Architecture.")(function)  # fmt: skip
+    return click.option("--model", type=choice, default="mobilevit_s", show_default=True)(function)
 
 
 def pick_device(name: str | None) -> torch.device:
@@ -88,7 +90,9 @@ def console(stderr: bool = False) -> Any:
     """A rich console."""
     from rich.console import Console
 
-    return Console(stderr=stderr, highlight=False, soft_wrap=True)
+    made = Console(stderr=stderr, highlight=False)
+    # Into a pipe or file there is no width to fit: tables keep one line a row.
+    return made if made.is_terminal else Console(stderr=stderr, highlight=False, width=200)
 
 
 def print_json(data: Any) -> None:
@@ -110,21 +114,24 @@ def print_table(title: str, columns: list[str], rows: Iterable[Iterable[str]]) -
     """Prints a table; columns after the first that hold figures are right-aligned."""
     from rich.table import Table
 
-    rows = [list(row) for row in rows]
+    cells = [list(row) for row in rows]
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for i, column in enumerate(columns):
-        numeric = bool(rows) and all(row[i][:1].isdigit() or not row[i] for row in rows)
+        numeric = bool(cells) and all(row[i][:1].isdigit() or not row[i] for row in cells)
         table.add_column(column, justify="right" if numeric and i else "left", overflow="fold")
-    for row in rows:
+    for row in cells:
         table.add_row(*row)
     console().print(table, markup=False)
 
 
 def track(items: Iterable[T], description: str, total: int | None = None) -> Iterable[T]:
-    """``items`` with a progress bar on stderr, which disappears when it is done."""
+    """``items`` with a progress bar on stderr, which disappears when it is done; none where stderr is no terminal."""
     from rich.progress import track as rich_track
 
-    return rich_track(items, description=description, total=total, console=console(stderr=True), transient=True)
+    stderr = console(stderr=True)
+    return rich_track(
+        items, description=description, total=total, console=stderr, transient=True, disable=not stderr.is_terminal
+    )
 
 
 def read_image(path: str | Path) -> Tensor:

@@ -14,10 +14,14 @@ __all__ = ["bench", "print_records"]
 
 
 @click.command()
-@click.option("--model", "models", type=click.Choice(list(CONFIGS)), multiple=True, help="Only these models [default: all three].")  # fmt: skip
+@click.option(
+    "--model", "models", type=click.Choice(list(CONFIGS)), multiple=True, help="Only these models [default: all three]."
+)
 @click.option("--batch", "batches", type=click.IntRange(1, 4096), multiple=True, help="Batch sizes [default: 1 and 8].")
 @click.option("--size", type=click.IntRange(32, 1024), default=256, show_default=True, help="Image height and width.")
-@click.option("--rounds", type=click.IntRange(3, 1000), default=15, show_default=True, help="Timed calls of each implementation.")  # fmt: skip
+@click.option(
+    "--rounds", type=click.IntRange(3, 1000), default=15, show_default=True, help="Timed calls of each implementation."
+)
 @click.option("--threads", type=click.IntRange(1, 1024), default=None, help="CPU threads [default: torch's own].")
 @_common.backend_option
 @_common.dtype_option

@@ -18,8 +18,18 @@ PLAIN = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))  # the published networks take images
 
 @click.command()
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
-@click.option("--checkpoint", type=click.Path(), default=None, help="timm, transformers or ml-cvnets weights: .safetensors, .pt, .pth, .bin.")  # fmt: skip
-@click.option("--labels", type=click.Path(), default=None, help="Text file with a class name a line [default: ImageNet's, where timm is installed and the checkpoint has 1000 classes].")  # fmt: skip
+@click.option(
+    "--checkpoint",
+    type=click.Path(),
+    default=None,
+    help="timm, transformers or ml-cvnets weights: .safetensors, .pt, .pth, .bin.",
+)
+@click.option(
+    "--labels",
+    type=click.Path(),
+    default=None,
+    help="Text file, a class name a line [default: with 1000 classes and timm, ImageNet's].",
+)
 @click.option("--top", type=click.IntRange(1, 1000), default=5, show_default=True, help="Classes to print an image.")
 @_common.model_option
 @_common.backend_option

@@ -20,10 +20,28 @@ __all__ = ["demo"]
 
 
 @click.command()
-@click.option("--image", type=click.Path(), default=None, help="Photograph [default: the portrait of Grace Hopper that ships with matplotlib].")  # fmt: skip
-@click.option("--checkpoint", type=click.Path(), default=None, help="timm weights for the stock model; without it they are random.")  # fmt: skip
-@click.option("--output", type=click.Path(path_type=Path), default=Path("out/demo.png"), show_default=True, help="Where the plot goes.")  # fmt: skip
-@click.option("--rounds", type=click.IntRange(3, 1000), default=15, show_default=True, help="Timed calls of each model.")  # fmt: skip
+@click.option(
+    "--image",
+    type=click.Path(),
+    default=None,
+    help="Photograph [default: the portrait of Grace Hopper that ships with matplotlib].",
+)
+@click.option(
+    "--checkpoint",
+    type=click.Path(),
+    default=None,
+    help="timm weights for the stock model; without it they are random.",
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("out/demo.png"),
+    show_default=True,
+    help="Where the plot goes.",
+)
+@click.option(
+    "--rounds", type=click.IntRange(3, 1000), default=15, show_default=True, help="Timed calls of each model."
+)
 @_common.model_option
 @_common.backend_option
 @_common.dtype_option

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -18,7 +19,12 @@ _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff", 
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--checkpoint", type=click.Path(), default=None, help="timm, transformers or ml-cvnets weights; without it the weights are random.")  # fmt: skip
+@click.option(
+    "--checkpoint",
+    type=click.Path(),
+    default=None,
+    help="timm, transformers or ml-cvnets weights; without it the weights are random.",
+)
 @click.option("--batch", type=click.IntRange(1, 4096), default=8, show_default=True, help="Images a batch.")
 @_common.model_option
 @_common.backend_option
@@ -60,7 +66,7 @@ def evaluate(
             hits[name][0] += int(best[:, 0].sum())
             hits[name][1] += int(best.any(-1).sum())
     count = len(samples)
-    data = {
+    data: dict[str, Any] = {
         "model": model,
         "weights": checkpoint or "random weights",
         "images": count,

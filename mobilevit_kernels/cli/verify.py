@@ -13,9 +13,27 @@ __all__ = ["verify"]
 
 
 @click.command()
-@click.option("--model", "models", type=click.Choice(list(CONFIGS)), multiple=True, help="Only these networks [default: all three]. May be given more than once.")  # fmt: skip
-@click.option("--backend", "backend_names", type=click.Choice(registry.BACKENDS), multiple=True, help="Only these backends [default: all available].")  # fmt: skip
-@click.option("--dtype", "dtype_names", type=click.Choice(list(_common.DTYPES)), multiple=True, help="Only these dtypes [default: all].")  # fmt: skip
+@click.option(
+    "--model",
+    "models",
+    type=click.Choice(list(CONFIGS)),
+    multiple=True,
+    help="Only these networks [default: all three]. May be given more than once.",
+)
+@click.option(
+    "--backend",
+    "backend_names",
+    type=click.Choice(registry.BACKENDS),
+    multiple=True,
+    help="Only these backends [default: all available].",
+)
+@click.option(
+    "--dtype",
+    "dtype_names",
+    type=click.Choice(list(_common.DTYPES)),
+    multiple=True,
+    help="Only these dtypes [default: all].",
+)
 @click.option("--size", type=click.IntRange(1, 4096), default=64, show_default=True, help="Image height and width.")
 @click.option("--batch", type=click.IntRange(1, 4096), default=1, show_default=True, help="Images a batch.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of weights and inputs.")

@@ -85,7 +85,7 @@ def load_network(name: str, checkpoint: str | os.PathLike[str]) -> NetworkSpec:
         raise ValueError(f"{path}: {fmt.name} weights that do not fit {name}: {'; '.join(plan.problems)}{hint}")
     network = plan.network
     if fmt.bgr:
-        stem = replace(network.stem, weight=network.stem.weight.flip(1).contiguous())
+        stem = replace(network.stem, weight=network.stem.weight.flip(1))
         network = replace(network, stem=stem)
     return network
 

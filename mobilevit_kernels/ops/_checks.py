@@ -1,4 +1,4 @@
-"""Argument checks shared by the public ops: one clear error that names the argument, what was expected and what came."""
+"""Argument checks of the public ops: one clear error that names the argument, what was expected and what came."""
 
 from __future__ import annotations
 

@@ -25,8 +25,8 @@ def inverted_residual(
     The plain-PyTorch equivalent::
 
         hidden = F.silu(F.conv2d(x, expand_weight, expand_bias))
-        hidden = F.silu(F.conv2d(hidden, depthwise_weight, depthwise_bias, stride, dilation, dilation, groups=hidden_channels))
-        y = F.conv2d(hidden, project_weight, project_bias)
+        hidden = F.conv2d(hidden, depthwise_weight, depthwise_bias, stride, dilation, dilation, groups=hidden_channels)
+        y = F.conv2d(F.silu(hidden), project_weight, project_bias)
         return x + y if residual else y
 
     Args:

@@ -1,0 +1,199 @@
+"""The command line: results, JSON, exit codes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from stock import timm_model
+
+from mobilevit_kernels.cli import main
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs the command line: (exit code, stdout, stderr)."""
+
+    def call(*argv: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as caught:
+            main([str(part) for part in argv])
+        captured = capsys.readouterr()
+        return int(caught.value.code), captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def photograph(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("images") / "photograph.png"
+    pixels = torch.randint(0, 256, (300, 400, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    Image.fromarray(pixels.numpy()).save(path)
+    return path
+
+
+@pytest.mark.parametrize("command", ["", "info", "verify", "bench", "classify", "evaluate", "demo"])
+def test_help(run, command: str) -> None:
+    code, out, _ = run(*command.split(), "--help")
+    assert code == 0
+    assert "Usage" in out
+    assert len(out) > 200
+
+
+def test_info(run) -> None:
+    code, out, _ = run("info", "--json")
+    data = json.loads(out)
+    assert code == 0
+    assert data["backends"]["torch"]["available"] is True
+    assert set(data["backends"]) == {"cuda", "triton", "torch", "simt"}
+    assert all(status["reason"] for status in data["backends"].values())
+    code, out, _ = run("info")
+    assert code == 0
+    assert torch.__version__.split("+")[0] in out
+
+
+def test_verify(run) -> None:
+    options = ("--model", "mobilevit_xxs", "--dtype", "float32", "--size", 32, "--backend", "torch")
+    code, out, _ = run("verify", "--json", *options)
+    data = json.loads(out)
+    assert code == 0
+    assert data["passed"]
+    names = {row["name"].split()[0] for row in data["rows"]}
+    assert names == {"stem", "conv3x3", "inverted_residual", "transformer", "head", "mobilevit_xxs"}
+    assert all(0 < row["rel_l2_err"] <= 1e-5 for row in data["rows"])
+    code, out, _ = run("verify", *options)
+    assert "0 failed" in out
+
+
+def test_verify_fails_on_a_wrong_result(run, monkeypatch) -> None:
+    import mobilevit_kernels.torch.head as head
+
+    right = head.run
+    monkeypatch.setattr(head, "run", lambda *args, **kwargs: right(*args, **kwargs) * 1.001)
+    options = ("--model", "mobilevit_xxs", "--dtype", "float32", "--size", 32, "--backend", "torch")
+    code, out, _ = run("verify", "--json", *options)
+    assert code == 1
+    failed = {row["name"].split()[0] for row in json.loads(out)["rows"] if not row["passed"]}
+    assert failed == {"head", "mobilevit_xxs"}
+
+
+def test_classify_with_random_weights_prints_no_names(run, photograph: Path) -> None:
+    code, out, _ = run("classify", photograph, "--model", "mobilevit_xxs")
+    assert code == 0
+    assert "random weights" in out
+    code, out, _ = run("classify", photograph, photograph, "--model", "mobilevit_xxs", "--json", "--top", 3)
+    data = json.loads(out)
+    assert code == 0
+    assert len(data["images"]) == 2
+    assert data["images"][0]["classes"] == data["images"][1]["classes"]
+    assert len(data["images"][0]["classes"]) == 3
+    assert not any("name" in entry for entry in data["images"][0]["classes"])
+
+
+def test_classify_with_a_checkpoint(run, photograph: Path, tmp_path: Path) -> None:
+    from mobilevit_kernels.cli._common import read_image
+
+    stock = timm_model("mobilevit_xxs")
+    save_file(stock.state_dict(), tmp_path / "xxs.safetensors")
+    code, out, _ = run(
+        "classify", photograph, "--model", "mobilevit_xxs", "--checkpoint", tmp_path / "xxs.safetensors", "--json"
+    )
+    assert code == 0
+    best = json.loads(out)["images"][0]["classes"]
+    with torch.inference_mode():
+        logits = stock(read_image(photograph).permute(2, 0, 1).unsqueeze(0) / 255)
+    expected = logits.softmax(-1)[0].topk(5)
+    assert [entry["index"] for entry in best] == expected.indices.tolist()
+    assert [entry["probability"] for entry in best] == pytest.approx(expected.values.tolist(), rel=1e-3)
+    assert all(entry["name"] for entry in best)
+
+
+def test_evaluate(run, photograph: Path, tmp_path: Path) -> None:
+    stock = timm_model("mobilevit_xxs", num_classes=3)
+    torch.save(stock.state_dict(), tmp_path / "xxs.pt")
+    for name in "abc":
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(2):
+            generator = torch.Generator().manual_seed(10 * ord(name) + i)
+            pixels = torch.randint(0, 256, (260, 260, 3), dtype=torch.uint8, generator=generator)
+            Image.fromarray(pixels.numpy()).save(tmp_path / "data" / name / f"{i}.png")
+    code, out, _ = run(
+        "evaluate", tmp_path / "data", "--model", "mobilevit_xxs", "--checkpoint", tmp_path / "xxs.pt",
+        "--batch", 4, "--json",
+    )  # fmt: skip
+    data = json.loads(out)
+    assert code == 0
+    assert data["images"] == 6
+    assert data["stock"] == data["fused"]
+    assert data["top1_agreement"] == 1.0
+    assert data["fused"]["top5"] == 1.0  # three classes
+    assert run("evaluate", tmp_path / "data", "--model", "mobilevit_xxs")[0] == 2  # 1000 classes, 3 folders
+
+
+def test_bench(run) -> None:
+    code, out, _ = run("bench", "--model", "mobilevit_xxs", "--batch", 1, "--size", 64, "--rounds", 3, "--json")
+    assert code == 0
+    records = json.loads(out)["records"]
+    assert [record["impl"] for record in records] == ["eager", "eager-channels_last", "ours"]
+    assert records[0]["ratio"] == pytest.approx(1.0)
+    assert all(record["ms_p20"] <= record["ms"] <= record["ms_p80"] for record in records)
+
+
+def test_bench_withholds_the_ratio_of_a_wrong_result(run, monkeypatch) -> None:
+    import mobilevit_kernels.torch.head as head
+
+    right = head.run
+    monkeypatch.setattr(head, "run", lambda *args, **kwargs: right(*args, **kwargs) * 1.001)
+    code, out, _ = run("bench", "--model", "mobilevit_xxs", "--batch", 1, "--size", 64, "--rounds", 3, "--json")
+    assert code == 1
+    ours = json.loads(out)["records"][-1]
+    assert ours["ratio"] is None
+    assert not ours["parity"]
+
+
+def test_demo(run, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    plot = tmp_path / "plots" / "demo.png"
+    options = ("--model", "mobilevit_xxs", "--rounds", 3, "--output", plot)
+    code, out, _ = run("demo", "--json", *options)
+    data = json.loads(out)
+    assert code == 0
+    assert data["parity"]["passed"]
+    assert data["image"] == "grace_hopper.jpg"
+    assert data["top5"]["stock"]["index"] == data["top5"]["fused"]["index"]
+    with Image.open(plot) as image:
+        assert image.size[0] > 500
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        "frobnicate",
+        "classify",
+        "classify nowhere.jpg",
+        "classify {text}",
+        "classify {image} --checkpoint {text}",
+        "classify {image} --checkpoint nowhere.pt",
+        "classify {image} --model mobilevit_m",
+        "classify {image} --device cuda:99",
+        "classify {image} --device gpu",
+        "classify {image} --top 0",
+        "evaluate nowhere",
+        "evaluate {folder}",
+        "bench --batch 0",
+        "verify --dtype int8",
+        "verify --backend cuda --device cpu",
+        "demo --image {text}",
+    ],
+)
+def test_wrong_arguments(run, photograph: Path, tmp_path: Path, argv: str) -> None:
+    text = tmp_path / "notes.txt"
+    text.write_text("not a picture, not a checkpoint\n")
+    code, out, err = run(*argv.format(text=text, image=photograph, folder=tmp_path).split())
+    assert code == 2, out + err
+    assert err.count("\n") == 1, err
+    assert err.startswith("mobilevit-kernels: error: ")
+    assert "Traceback" not in err

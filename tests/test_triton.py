@@ -1,0 +1,303 @@
+"""What is the Triton backend's own: availability, packing, launch plans, slices, shapes off the shared test's path."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import skip_unless_available
+
+import mobilevit_kernels as mvk
+from mobilevit_kernels import verify
+from mobilevit_kernels.triton import launch_table
+from mobilevit_kernels.verify import StageCase
+
+ROOT = Path(__file__).parent.parent
+TABLE = ROOT / "docs" / "triton-aot-sm90.json"
+
+
+@pytest.fixture(autouse=True)
+def _triton() -> None:
+    skip_unless_available("triton")
+
+
+def run_python(code: str, **environment: str) -> str:
+    """Runs a fresh interpreter, without TRITON_INTERPRET unless given, and returns what it prints."""
+    variables = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"} | environment
+    variables["PYTHONPATH"] = os.pathsep.join([str(ROOT), variables.get("PYTHONPATH", "")])
+    done = subprocess.run([sys.executable, "-c", code], env=variables, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+# --- availability ----------------------------------------------------------------------------------------------------
+
+
+def test_importing_the_package_does_not_import_triton() -> None:
+    # Torch may import triton on its own account: what counts is that this package's kernels do not.
+    out = run_python("import sys, mobilevit_kernels; print('mobilevit_kernels.triton._device' in sys.modules)")
+    assert out == "False"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU it is available either way")
+def test_without_a_gpu_the_interpreter_must_have_been_chosen_before_the_import() -> None:
+    ask = "import mobilevit_kernels as m; s = m.backends()['triton']; print(s.available, s.reason)"
+    assert run_python(ask).startswith("False torch.cuda.is_available() is False")
+    late = "import triton, os; os.environ['TRITON_INTERPRET'] = '1'; " + ask
+    assert run_python(late).startswith("False")
+    assert run_python(ask, TRITON_INTERPRET="1").startswith("True Triton")
+
+
+def test_float64_is_refused_by_name() -> None:
+    weights = StageCase("conv3x3", (16, 16), (1, 16, 4, 4)).build()[1]
+    with pytest.raises(mvk.BackendUnavailable, match="float64"):
+        mvk.pack(weights, torch.float64, "cpu", "triton")
+
+
+def test_a_head_too_wide_is_refused_by_name() -> None:
+    with pytest.raises(mvk.BackendUnavailable, match="at most 256 channels, got 272"):
+        mvk.ops.unfold_attention_fold(torch.zeros(1, 3 * 272, 2, 2), num_heads=1, backend="triton")
+
+
+# --- pure functions --------------------------------------------------------------------------------------------------
+
+
+def test_folding_layer_norm_keeps_the_function() -> None:
+    from mobilevit_kernels.triton._linear import fold_layer_norm
+
+    generator = torch.Generator().manual_seed(0)
+    weight, bias, gamma, beta, x = (
+        torch.randn(shape, generator=generator) for shape in ((48, 32), (48,), (32,), (32,), (7, 32))
+    )
+    folded, folded_bias = fold_layer_norm(weight, bias, gamma, beta)
+    x = x.double()
+    expected = torch.nn.functional.layer_norm(x, (32,), gamma.double(), beta.double()) @ weight.double().T + bias
+    result = torch.nn.functional.layer_norm(x, (32,)) @ folded.double().T + folded_bias
+    assert folded.dtype == torch.float32
+    torch.testing.assert_close(result, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("width", range(1, 257))
+def test_split_width_covers_with_least_padding(width: int) -> None:
+    main, tail = launch_table.split_width(width)
+    assert main + tail >= width
+    assert main & (main - 1) == 0
+    assert tail & (tail - 1) == 0
+    assert main + tail <= max(16, launch_table.next_power_of_two(width))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 7, 64, 255])
+@pytest.mark.parametrize("megabytes", [0.1, 2, 100])
+def test_slices_fit_the_l2_and_are_even(batch: int, megabytes: float) -> None:
+    images = launch_table.images_per_slice(batch, int(megabytes * 2**20), 50 * 2**20)
+    assert 1 <= images <= batch
+    assert images == 1 or images * megabytes * 2**20 <= 25 * 2**20 + 1
+    slices = math.ceil(batch / images)
+    assert batch - (slices - 1) * images >= images - slices + 1
+
+
+def test_slices_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mobilevit_kernels.triton import _launch
+
+    case = StageCase("inverted_residual", (16, 32, 16), (3, 16, 7, 6), {"residual": True})
+    x, weights, options = case.build()
+    whole = mvk.ops.inverted_residual(x, weights, **options, backend="triton")
+    monkeypatch.setattr(_launch, "l2_bytes", lambda x: 1)
+    with _launch.recording() as record:
+        sliced = mvk.ops.inverted_residual(x, weights, **options, backend="triton")
+    assert len(record) == 6
+    assert torch.equal(sliced, whole)
+
+
+# --- shapes ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("head_dim", [1, 7, 16, 20, 24, 30, 36, 48, 60, 100, 128, 144])
+def test_any_head_dim(head_dim: int) -> None:
+    case = StageCase("unfold_attention_fold", (), (1, 3 * 2 * head_dim, 6, 10), {"num_heads": 2})
+    assert verify.check_stage(case, "triton", torch.float16).passed
+
+
+@pytest.mark.parametrize(("height", "width"), [(2, 2), (2, 34), (26, 22), (64, 64)])
+def test_any_number_of_tokens(height: int, width: int) -> None:
+    case = StageCase("unfold_attention_fold", (), (1, 3 * 16, height, width), {"num_heads": 1})
+    assert verify.check_stage(case, "triton", torch.float32).passed
+
+
+def test_large_scores_do_not_overflow() -> None:
+    case = StageCase("unfold_attention_fold", (), (1, 3 * 32, 8, 8), {"num_heads": 2, "scale": 30.0})
+    assert verify.check_stage(case, "triton", torch.float32).passed
+
+
+@pytest.mark.parametrize("dim", [8, 320])
+def test_any_transformer_width(dim: int) -> None:
+    case = StageCase("transformer", (24, dim, 2 * dim, 1, 24), (1, 24, 4, 6))
+    assert verify.check_stage(case, "triton", torch.float16).passed
+
+
+def test_layer_norm_of_rows_far_from_zero() -> None:
+    # A sum of squares would cancel here: the mean is 300 times the deviation.
+    case = StageCase("transformer", (32, 32, 64, 1, 32), (1, 32, 4, 4))
+    x, weights, options = case.build()
+    x = x + 300
+    truth = verify.reference(case.stage, x, weights, **options)
+    stock = verify.reference(case.stage, x, weights, dtype=torch.float32, **options)
+    result = mvk.ops.transformer(x, weights, **options, backend="triton")
+    assert verify.relative_error(result, truth) <= max(1e-5, 2 * verify.relative_error(stock, truth))
+
+
+MARGIN_CASES = [
+    StageCase("conv3x3", (40, 24), (1, 40, 5, 7)),
+    StageCase("head", (24, 40, 0), (1, 24, 5, 3), {"pool": False}),
+    StageCase("inverted_residual", (24, 48, 40), (2, 24, 5, 7), {"stride": 2}),
+    StageCase("transformer", (24, 40, 80, 1, 24), (1, 24, 6, 6)),
+    StageCase("unfold_attention_fold", (), (1, 3 * 40, 6, 6), {"num_heads": 2}),
+]
+
+
+@pytest.mark.parametrize("case", MARGIN_CASES, ids=lambda case: case.stage)
+def test_nothing_is_written_outside_the_output(case: StageCase, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module(f"mobilevit_kernels.triton.{case.stage}")
+    buffers = []
+
+    def guarded(like: torch.Tensor, channels: int, height: int, width: int, dtype: torch.dtype) -> torch.Tensor:
+        count, margin = like.shape[0] * channels * height * width, 4096
+        buffer = torch.full((count + 2 * margin,), 12345.0, dtype=dtype)
+        buffer[margin : margin + count] = float("nan")
+        buffers.append((buffer, margin, count))
+        return buffer[margin : margin + count].view(like.shape[0], height, width, channels).permute(0, 3, 1, 2)
+
+    monkeypatch.setattr(module, "empty_nhwc", guarded)
+    x, weights, options = case.build()
+    op = getattr(mvk.ops, case.stage)
+    op(x, **options, backend="triton") if weights is None else op(x, weights, **options, backend="triton")
+    assert buffers
+    for buffer, margin, count in buffers:
+        assert (buffer[:margin] == 12345.0).all()
+        assert (buffer[margin + count :] == 12345.0).all()
+        assert buffer[margin : margin + count].isfinite().all()
+
+
+def test_tf32_only_where_pytorch_allows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mobilevit_kernels.triton._launch import precision
+
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    assert precision(torch.float32) == "ieee"
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
+    assert precision(torch.float32) == "tf32"
+    assert precision(torch.float16) == "ieee"
+
+
+# --- launches --------------------------------------------------------------------------------------------------------
+
+
+def test_mobilevit_s_at_batch_1_launches_at_most_66_kernels() -> None:
+    from mobilevit_kernels.triton.aot import plan_network
+
+    assert len(plan_network("mobilevit_s", torch.float16, batch=1, size=256)) <= 66
+
+
+def test_offsets_beyond_32_bits_are_planned() -> None:
+    from mobilevit_kernels.triton.aot import plan_network
+
+    plan = plan_network("mobilevit_xxs", torch.float16, batch=8192, size=512)
+    assert max(max(launch.grid) for launch in plan) < 2**31
+
+
+# --- graphs ----------------------------------------------------------------------------------------------------------
+
+GRAPH_CASES = [
+    StageCase("stem", (3, 16), (2, 3, 8, 8)),
+    StageCase("conv3x3", (32, 16), (2, 16, 4, 4), {"x2_channels": 16}),
+    StageCase("inverted_residual", (16, 32, 16), (2, 16, 4, 4), {"residual": True}),
+    StageCase("transformer", (16, 32, 64, 1, 16), (2, 16, 4, 4)),
+    StageCase("unfold_attention_fold", (), (2, 3 * 32, 4, 4), {"num_heads": 2}),
+    StageCase("head", (16, 32, 10), (2, 16, 4, 4)),
+]
+
+
+def closure(case: StageCase):
+    """The op as a function of its input, and that input."""
+    x, weights, options = case.build()
+    op = getattr(mvk.ops, case.stage)
+    if weights is None:
+        return lambda x: op(x, **options, backend="triton"), x
+    packed = mvk.pack(weights, torch.float32, "cpu", "triton")
+    return lambda x: op(x, packed, **options), x
+
+
+@pytest.mark.parametrize("case", GRAPH_CASES, ids=lambda case: case.stage)
+def test_one_node_under_torch_compile(case: StageCase) -> None:
+    function, x = closure(case)
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    with torch.inference_mode():
+        assert torch.equal(compiled(x), function(x))
+
+
+@pytest.mark.parametrize("case", GRAPH_CASES, ids=lambda case: case.stage)
+def test_opcheck(case: StageCase, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module(f"mobilevit_kernels.ops.{case.stage}")
+    function, x = closure(case)
+    calls = []
+    launch = module._launch
+    monkeypatch.setattr(module, "_launch", lambda *args: calls.append(args) or launch(*args))
+    function(x)
+    (arguments,) = calls
+    torch.library.opcheck(getattr(torch.ops.mobilevit_kernels, case.stage).default, arguments)
+
+
+# --- networks --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["mobilevit_xxs", "mobilevit_xs", "mobilevit_s"])
+def test_whole_networks_match(name: str) -> None:
+    torch.manual_seed(0)
+    model = mvk.create_model(name, num_classes=10)
+    x = torch.rand(1, 3, 64, 64)
+    with torch.inference_mode():
+        expected = mvk.optimize(model, backend="torch")(x)
+        result = mvk.optimize(model, backend="triton")(x)
+    assert verify.relative_error(result, expected) < 1e-5
+
+
+# --- ahead of time ---------------------------------------------------------------------------------------------------
+
+
+def test_the_committed_table_is_of_the_kernels_that_are_launched() -> None:
+    from mobilevit_kernels.triton import aot
+
+    rows = [aot.Usage(**row) for row in json.loads(TABLE.read_text())]
+    assert {(row.name, row.dtype) for row in rows} == {(case.name, case.dtype) for case in aot.cases(90)}
+    assert [row.name for row in rows if aot.problems(row)] == []
+
+
+@pytest.mark.parametrize(
+    "match",
+    [
+        "linear_kernel(normalize,bias) BLOCK_M=32 BLOCK_N=64 BLOCK_K=64",
+        "conv3x3_kernel(silu,bias,x2) BLOCK_M=128 BLOCK_N=128 BLOCK_K=32",
+        "mlp_kernel() BLOCK_M=64 BLOCK_H=32 MAIN=128 TAIL=16",
+        "attention_kernel() BLOCK_M=64",
+    ],
+)
+def test_kernels_compile_for_sm_90(match: str) -> None:
+    variables = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    variables["PYTHONPATH"] = os.pathsep.join([str(ROOT), variables.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", "mobilevit_kernels.triton.aot", "--arch", "90", "--jobs", "1", "--match", match]
+    done = subprocess.run(command, env=variables, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " 0 kernels" not in done.stdout
+
+
+def test_spills_are_told_apart_by_loops() -> None:
+    from mobilevit_kernels.triton.aot import _in_loops
+
+    code = [(0x00, "LDL R1, [R2]"), (0x10, "STL [R2], R1"), (0x20, "@P0 BRA 0x10"), (0x30, "LDL R1, [R2]"), (0x40, "BRA 0x40")]
+    assert _in_loops(code) == 1
