@@ -451,9 +451,22 @@ Job: TypeAlias = tuple[StageCase | NetworkCase, str, torch.dtype]
 
 
 def plan(
-    models: tuple[str, ...], backend_names: tuple[str, ...], dtypes: list[torch.dtype], batch: int, size: int
+    models: tuple[str, ...],
+    backend_names: tuple[str, ...],
+    dtypes: list[torch.dtype],
+    batch: int,
+    size: int,
+    device: torch.device | str = "cpu",
 ) -> list[Job]:
-    """Every stage shape of the networks once, and the networks, for each backend and dtype that it serves."""
+    """Every stage shape of the networks once, and the networks, for each backend and dtype that serves them whole."""
+
+    def served(case: StageCase | NetworkCase, backend: str, dtype: torch.dtype) -> bool:
+        stages = ("stem", "conv3x3", "inverted_residual", "transformer", "head")
+        return not any(
+            registry.load(backend).refusal(stage, None, dtype, torch.device(device))
+            for stage in (stages if isinstance(case, NetworkCase) else (case.stage,))
+        )
+
     cases: dict[str, StageCase | NetworkCase] = {
         str(case): case for _, _, case in network_cases(models, batch=batch, height=size, width=size)
     }
@@ -463,7 +476,7 @@ def plan(
         for case in cases.values()
         for backend in backend_names
         for dtype in dtypes
-        if not (backend in ("cuda", "simt") and dtype == torch.float32)
+        if served(case, backend, dtype)
     ]
 
 

@@ -7,7 +7,7 @@ import torch
 from conftest import backend_params, skip_unless_available
 
 import mobilevit_kernels as mvk
-from mobilevit_kernels import verify
+from mobilevit_kernels import registry, verify
 from mobilevit_kernels.verify import StageCase
 
 # Network shapes at reduced batch and size, odd sizes, one token, options off the beaten track.
@@ -62,10 +62,12 @@ dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).r
 on_backends = pytest.mark.parametrize(("backend", "device"), backend_params())
 
 
-def skip_unless_served(backend: str, dtype: torch.dtype) -> None:
+def skip_unless_served(backend: str, dtype: torch.dtype, case: StageCase, device: str) -> None:
     skip_unless_available(backend)
-    if backend in ("cuda", "simt") and dtype == torch.float32:
-        pytest.skip(f"{backend} serves float16 and bfloat16")
+    weights = case.build()[1]
+    refusal = registry.load(backend).refusal(case.stage, weights, dtype, torch.device(device))
+    if refusal is not None:
+        pytest.skip(f"{backend}: {refusal}")
 
 
 def call(case: StageCase, backend: str, device: str, dtype: torch.dtype, x=None, seed: int = 0):
@@ -85,7 +87,7 @@ def call(case: StageCase, backend: str, device: str, dtype: torch.dtype, x=None,
 @dtypes
 @on_backends
 def test_error_is_within_the_contract(case: StageCase, dtype: torch.dtype, backend: str, device: str) -> None:
-    skip_unless_served(backend, dtype)
+    skip_unless_served(backend, dtype, case, device)
     result = verify.check_stage(case, backend, dtype, device, seed=1)
     assert result.passed, f"error {result.error:.2e}, stock {result.stock_error:.2e}, ratio {result.ratio:.2f}"
 
@@ -93,7 +95,7 @@ def test_error_is_within_the_contract(case: StageCase, dtype: torch.dtype, backe
 @one_of_each
 @on_backends
 def test_bitwise_deterministic_and_written_in_full(case: StageCase, backend: str, device: str) -> None:
-    skip_unless_served(backend, torch.float16)
+    skip_unless_served(backend, torch.float16, case, device)
     with _nan_poisoned_empty():
         first = call(case, backend, device, torch.float16)
         second = call(case, backend, device, torch.float16)
@@ -105,7 +107,7 @@ def test_bitwise_deterministic_and_written_in_full(case: StageCase, backend: str
 @pytest.mark.parametrize("layout", ["channels_last", "strided", "offset"])
 @on_backends
 def test_any_memory_layout(case: StageCase, layout: str, backend: str, device: str) -> None:
-    skip_unless_served(backend, torch.float16)
+    skip_unless_served(backend, torch.float16, case, device)
     x = case.build()[0]
     expected = call(case, backend, device, torch.float16, x)
     if layout == "channels_last":
@@ -122,7 +124,7 @@ def test_any_memory_layout(case: StageCase, layout: str, backend: str, device: s
 @one_of_each
 @on_backends
 def test_result_is_channels_last_and_new(case: StageCase, backend: str, device: str) -> None:
-    skip_unless_served(backend, torch.float16)
+    skip_unless_served(backend, torch.float16, case, device)
     x = case.build()[0].to(device, torch.float16)
     before = x.clone()
     result = call(case, backend, device, torch.float16, x)
@@ -135,7 +137,7 @@ def test_result_is_channels_last_and_new(case: StageCase, backend: str, device: 
 @one_of_each
 @on_backends
 def test_empty_batch(case: StageCase, backend: str, device: str) -> None:
-    skip_unless_served(backend, torch.float16)
+    skip_unless_served(backend, torch.float16, case, device)
     full = call(case, backend, device, torch.float16)
     x = case.build()[0][:0]
     if case.options.get("x2_channels"):
@@ -148,7 +150,7 @@ def test_empty_batch(case: StageCase, backend: str, device: str) -> None:
 @one_of_each
 @on_backends
 def test_an_image_does_not_depend_on_its_neighbours(case: StageCase, backend: str, device: str) -> None:
-    skip_unless_served(backend, torch.float32 if backend == "torch" else torch.float16)
+    skip_unless_served(backend, torch.float32 if backend == "torch" else torch.float16, case, device)
     if backend == "torch":
         pytest.skip("within the dtype's tolerance only: covered by test_error_is_within_the_contract")
     x = case.build()[0]
@@ -162,7 +164,7 @@ def test_an_image_does_not_depend_on_its_neighbours(case: StageCase, backend: st
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @on_backends
 def test_non_finite_inputs_propagate(case: StageCase, value: float, backend: str, device: str) -> None:
-    skip_unless_served(backend, torch.float16)
+    skip_unless_served(backend, torch.float16, case, device)
     x = case.build()[0].to(torch.float32)
     x[0, 0, x.shape[2] // 2, x.shape[3] // 2] = value
     result = call(case, backend, device, torch.float16, x)

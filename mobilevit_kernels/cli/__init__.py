@@ -15,6 +15,7 @@ import click
 from mobilevit_kernels import __version__
 from mobilevit_kernels.cli.bench import bench
 from mobilevit_kernels.cli.classify import classify
+from mobilevit_kernels.cli.counters import counters
 from mobilevit_kernels.cli.demo import demo
 from mobilevit_kernels.cli.evaluate import evaluate
 from mobilevit_kernels.cli.info import info
@@ -33,7 +34,7 @@ def cli() -> None:
     """
 
 
-for _command in (info, verify, bench, classify, evaluate, demo):
+for _command in (info, verify, bench, counters, classify, evaluate, demo):
     cli.add_command(_command)
 
 

@@ -62,7 +62,7 @@ def verify(
             reason = registry.backends()[name].reason
             raise registry.BackendUnavailable(f"--backend: {name} cannot run on {where}: {reason}")
     dtypes = [_common.DTYPES[name] for name in dtype_names or _common.DTYPES]
-    plan = contract.plan(models or tuple(CONFIGS), backend_names or tuple(available), dtypes, batch, size)
+    plan = contract.plan(models or tuple(CONFIGS), backend_names or tuple(available), dtypes, batch, size, where)
     results = [
         contract.check(job, where, seed) for job in _common.track(plan, f"verifying on {where}", total=len(plan))
     ]

@@ -1,0 +1,85 @@
+// pybind11 bindings of the launchers: pointers and streams come as integers, errors go out as exceptions.
+#include <pybind11/pybind11.h>
+
+#include <string>
+
+#include "launchers.h"
+#include "testing/testing.h"
+
+namespace py = pybind11;
+
+namespace {
+
+template <class T>
+T* pointer(std::uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+void raise_unless_ok(mvk::Status status) {
+  if (status == mvk::Status::kOk) return;
+  if (status == mvk::Status::kInvalidArgument) throw py::value_error(mvk::last_error());
+  throw std::runtime_error(mvk::last_error());
+}
+
+// Makes `device` current for a launch, and the one before it again afterwards.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int device) : device_(device) {
+    if (cudaGetDevice(&before_) != cudaSuccess) throw std::runtime_error("no CUDA device can be used here");
+    if (before_ != device_ && cudaSetDevice(device_) != cudaSuccess) {
+      throw std::runtime_error("cannot use CUDA device " + std::to_string(device_));
+    }
+  }
+  ~DeviceGuard() {
+    if (before_ != device_) cudaSetDevice(before_);
+  }
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
+
+ private:
+  int device_;
+  int before_ = 0;
+};
+
+}  // namespace
+
+PYBIND11_MODULE(_C, module) {
+  module.doc() = "Launchers of the CUDA kernels: raw pointers, sizes, device index and stream.";
+  module.attr("architectures") = MVK_ARCHITECTURES;
+  module.attr("cuda_version") = CUDART_VERSION;
+  module.def(
+      "inverted_residual",
+      [](int device, std::uintptr_t stream, std::uintptr_t x, std::uintptr_t weights, std::uintptr_t bias,
+         std::uintptr_t y, int batch, int height, int width, int in_channels, int hidden_channels, int out_channels,
+         int stride, int dilation, int chunk, bool residual, bool bfloat16) {
+        const DeviceGuard guard(device);
+        mvk::InvertedResidualArguments arguments{};
+        arguments.x = pointer<const void>(x);
+        arguments.weights = pointer<const void>(weights);
+        arguments.bias = pointer<const float>(bias);
+        arguments.y = pointer<void>(y);
+        arguments.batch = batch;
+        arguments.height = height;
+        arguments.width = width;
+        arguments.in_channels = in_channels;
+        arguments.hidden_channels = hidden_channels;
+        arguments.out_channels = out_channels;
+        arguments.stride = stride;
+        arguments.dilation = dilation;
+        arguments.chunk = chunk;
+        arguments.residual = residual;
+        arguments.bfloat16 = bfloat16;
+        raise_unless_ok(mvk::inverted_residual(arguments, reinterpret_cast<mvk::Stream>(stream)));
+      },
+      py::arg("device"), py::arg("stream"), py::arg("x"), py::arg("weights"), py::arg("bias"), py::arg("y"),
+      py::arg("batch"), py::arg("height"), py::arg("width"), py::arg("in_channels"), py::arg("hidden_channels"),
+      py::arg("out_channels"), py::arg("stride"), py::arg("dilation"), py::arg("chunk"), py::arg("residual"),
+      py::arg("bfloat16"));
+  module.def("inverted_residual_shared_bytes", &mvk::inverted_residual_shared_bytes);
+  module.def("golden", [](int device, std::uintptr_t stream, const std::string& name, std::uintptr_t in,
+                          std::uintptr_t out, int warps) {
+    const DeviceGuard guard(device);
+    raise_unless_ok(mvk::golden(name.c_str(), pointer<const void>(in), pointer<void>(out), warps,
+                                reinterpret_cast<mvk::Stream>(stream)));
+  });
+}

@@ -1,0 +1,80 @@
+// One way to launch a kernel on a stream of the current device, or on the simulator.
+#pragma once
+
+#include "status.h"
+#include "stream.h"
+#include "types.cuh"
+
+namespace mvk {
+
+struct LaunchShape {
+  std::int64_t blocks_x;
+  int blocks_y;
+  int threads;       // a multiple of 32
+  int shared_bytes;  // dynamic shared memory of a block
+};
+
+}  // namespace mvk
+
+#ifdef MVK_SIMT
+#include "../simt/launch.h"
+#else
+
+#include <atomic>
+
+namespace mvk {
+
+// Shared memory that a block may have on the current device, in bytes, or a negative cudaError_t.
+inline int shared_memory_limit() {
+  int device = 0;
+  int limit = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  return error == cudaSuccess ? limit : -static_cast<int>(error);
+}
+
+// Launches kKernel(params). Works under stream capture: nothing here synchronises or allocates.
+template <auto kKernel, class Params>
+Status launch(const char* name, const LaunchShape& shape, Stream stream, const Params& params) {
+  int device = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error != cudaSuccess)
+    return fail(Status::kUnsupported, "%s: no CUDA device: %s", name, cudaGetErrorString(error));
+  // A kernel has to ask for more than 48 KB once a device; a bit a device remembers that it did.
+  static std::atomic<std::uint64_t> prepared{0};
+  const std::uint64_t bit = std::uint64_t{1} << (device % 64);
+  if ((prepared.load(std::memory_order_relaxed) & bit) == 0 || device >= 64) {
+    const int limit = shared_memory_limit();
+    cudaFuncAttributes attributes;
+    error = cudaFuncGetAttributes(&attributes, kKernel);
+    if (error == cudaSuccess && limit > 0) {
+      error = cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                   limit - static_cast<int>(attributes.sharedSizeBytes));
+    }
+    if (error != cudaSuccess) {
+      cudaGetLastError();
+      int major = 0;
+      int minor = 0;
+      cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+      cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+      return fail(Status::kUnsupported, "%s: device %d has compute capability %d.%d and this build is for %s: %s", name,
+                  device, major, minor, MVK_ARCHITECTURES, cudaGetErrorString(error));
+    }
+    prepared.fetch_or(bit, std::memory_order_relaxed);
+  }
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(shape.blocks_x), static_cast<unsigned>(shape.blocks_y));
+  config.blockDim = dim3(static_cast<unsigned>(shape.threads));
+  config.dynamicSmemBytes = static_cast<std::size_t>(shape.shared_bytes);
+  config.stream = stream;
+  error = cudaLaunchKernelEx(&config, kKernel, params);
+  if (error != cudaSuccess) {
+    cudaGetLastError();
+    return fail(Status::kLaunchFailed, "%s: %s", name, cudaGetErrorString(error));
+  }
+  return Status::kOk;
+}
+
+}  // namespace mvk
+
+#endif

@@ -1,0 +1,64 @@
+// Approximate functions of the special-function unit (MUFU) and what is built on them.
+//
+// Errors as the PTX ISA states them; the simulator adds an error of that size to the exact value:
+//   tanh.approx.f32   relative 2^-11          ex2.approx.ftz.f32  relative 2^-22
+//   tanh.approx.f16x2 absolute 2^-10.987      ex2.approx.f16x2    relative 2^-9.9
+//   rcp.approx.ftz.f32  1 ulp                 rsqrt.approx.ftz.f32 relative 2^-22.9
+#pragma once
+
+#include "types.cuh"
+
+#ifdef MVK_SIMT
+#include "../simt/math.h"
+#else
+
+namespace mvk {
+
+MVK_DEVICE float tanh_approx(float x) {
+  float y;
+  asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+MVK_DEVICE Pair<Half> tanh_approx(Pair<Half> x) {
+  Pair<Half> y;
+  asm("tanh.approx.f16x2 %0, %1;" : "=r"(y.bits) : "r"(x.bits));
+  return y;
+}
+MVK_DEVICE float exp2_approx(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+MVK_DEVICE Pair<Half> exp2_approx(Pair<Half> x) {
+  Pair<Half> y;
+  asm("ex2.approx.f16x2 %0, %1;" : "=r"(y.bits) : "r"(x.bits));
+  return y;
+}
+MVK_DEVICE float reciprocal_approx(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+MVK_DEVICE float rsqrt_approx(float x) {
+  float y;
+  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+}  // namespace mvk
+
+#endif
+
+namespace mvk {
+
+// SiLU from half its argument, u = x / 2: x·sigmoid(x) = u·tanh(u) + u, one MUFU. The half is free: it is folded into
+// the weights before.
+MVK_DEVICE float silu_of_half(float u) { return u * tanh_approx(u) + u; }
+
+// The same on a pair: fp16 in fp16 arithmetic, bf16 in float, as bf16 has too few digits for the sum.
+MVK_DEVICE Pair<Half> silu_of_half(Pair<Half> u) { return fma(u, tanh_approx(u), u); }
+MVK_DEVICE Pair<BFloat16> silu_of_half(Pair<BFloat16> u) {
+  return make_pair<BFloat16>(silu_of_half(low(u)), silu_of_half(high(u)));
+}
+
+}  // namespace mvk

@@ -1,0 +1,77 @@
+// Typed views of global and shared memory.
+//
+// Every access of a kernel goes through one of these. On the GPU they are bare pointers: extents and names cost
+// nothing. Under the host simulator (csrc/simt/memory.h) a view knows its extent and its name, so that an access can be
+// checked, counted and reported with the line of the kernel that made it.
+//
+// A vector access moves a whole V (uint32-sized Pair, Words2, Words4, float, …) at an offset counted in elements T and
+// has to be aligned to sizeof(V).
+#pragma once
+
+#include "types.cuh"
+
+#ifdef MVK_SIMT
+#include "../simt/memory.h"
+#else
+
+namespace mvk {
+
+template <class T>
+class Global {
+ public:
+  Global() = default;
+  MVK_HOST_DEVICE Global(T* pointer, std::int64_t /*count*/) : pointer_(pointer) {}
+
+  template <class V>
+  MVK_DEVICE V load(std::int64_t offset) const {
+    return *reinterpret_cast<const V*>(pointer_ + offset);
+  }
+
+  template <class V>
+  MVK_DEVICE void store(std::int64_t offset, V value) const {
+    *reinterpret_cast<V*>(pointer_ + offset) = value;
+  }
+
+  MVK_DEVICE const void* address(std::int64_t offset) const { return pointer_ + offset; }
+
+ private:
+  T* pointer_ = nullptr;
+};
+
+template <class T>
+class Shared {
+ public:
+  MVK_DEVICE Shared(T* pointer) : pointer_(pointer) {}
+
+  template <class V>
+  MVK_DEVICE V load(int offset) const {
+    return *reinterpret_cast<const V*>(pointer_ + offset);
+  }
+
+  template <class V>
+  MVK_DEVICE void store(int offset, V value) const {
+    *reinterpret_cast<V*>(pointer_ + offset) = value;
+  }
+
+  MVK_DEVICE std::uint32_t address(int offset) const {
+    return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer_ + offset));
+  }
+
+  // A part of this region under the same name: `count` elements from `offset` on.
+  MVK_DEVICE Shared part(int offset, int /*count*/) const { return Shared(pointer_ + offset); }
+
+ private:
+  T* pointer_;
+};
+
+// A named region of the block's dynamic shared memory, `count` elements T from byte `byte_offset` on. Regions may
+// overlap in time: what was written through one name may not be read through another.
+template <class T>
+MVK_DEVICE Shared<T> shared_region(const char* /*name*/, int byte_offset, int /*count*/) {
+  extern __shared__ __align__(128) unsigned char dynamic_shared_memory[];
+  return Shared<T>(reinterpret_cast<T*>(dynamic_shared_memory + byte_offset));
+}
+
+}  // namespace mvk
+
+#endif

@@ -1,0 +1,27 @@
+// The library's launchers: raw device pointers, sizes and a stream in, a status out.
+#pragma once
+
+#include "common/status.h"
+#include "common/stream.h"
+
+namespace mvk {
+
+struct InvertedResidualArguments {
+  const void* x;        // (batch, height, width, in_channels), 16-byte aligned
+  const void* weights;  // packed for `chunk`
+  const float* bias;    // (out_channels,)
+  void* y;              // (batch, ⌈height / stride⌉, ⌈width / stride⌉, out_channels), 16-byte aligned
+  int batch, height, width;
+  int in_channels, hidden_channels, out_channels;
+  int stride, dilation;
+  int chunk;  // hidden channels a step, 32 or 64: what the weights are packed for
+  bool residual;
+  bool bfloat16;  // else float16
+};
+
+Status inverted_residual(const InvertedResidualArguments& arguments, Stream stream);
+
+// Dynamic shared memory of a block, in bytes.
+int inverted_residual_shared_bytes(int in_channels, int out_channels, int stride, int chunk);
+
+}  // namespace mvk

@@ -1,0 +1,870 @@
+// Scheduler, race detector and counters of the host SIMT simulator; see runtime.h and docs/simulator.md.
+#include "runtime.h"
+
+#include <setjmp.h>
+#include <sys/mman.h>
+#include <ucontext.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdarg>
+#include <cstdio>
+#include <cstring>
+#include <memory>
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+namespace mvk::simt {
+
+ThreadIdentity current;
+
+namespace {
+
+struct Fault {
+  std::string message;
+};
+
+struct AsyncCopy {
+  int destination;  // byte address in shared memory
+  const void* source;
+  Where where;
+  const char* region;
+};
+
+enum class Waiting : std::uint8_t { kNot, kForWarp, kForBlock, kDone };
+
+struct Lane {
+  jmp_buf resume_point;
+  ucontext_t first_context;
+  bool started = false;
+  Waiting waiting = Waiting::kNot;
+  const char* primitive = nullptr;
+  Where where{nullptr, 0};
+  std::vector<AsyncCopy> open_copies;
+  std::vector<std::vector<AsyncCopy>> copy_groups;
+  void* fake_stack = nullptr;
+};
+
+// Accesses that the lanes of a warp made at one place, to be counted as warp-wide instructions: the n-th access of each
+// lane since the last warp-wide primitive belongs to one instruction.
+struct Site {
+  Where where{nullptr, 0};
+  int kind = 0;
+  int bytes = 0;
+  std::uint32_t instructions = 0;
+  std::uint32_t by_lane[kWarpSize] = {};
+  std::vector<std::uint32_t> masks;
+  std::vector<std::uint64_t> addresses;  // kWarpSize an instruction
+};
+
+constexpr int kGlobalRead = 0;
+constexpr int kGlobalWrite = 1;
+constexpr int kSharedLoad = 2;
+constexpr int kSharedStore = 3;
+constexpr int kAsyncRead = 4;
+constexpr int kAsyncWrite = 5;
+
+struct Warp {
+  std::uint32_t arrived = 0;
+  std::uint32_t exited = 0;
+  void* arguments[kWarpSize];
+  std::uint32_t epoch = 0;  // counts sync_warp
+  std::vector<Site> sites;
+  std::size_t used_sites = 0;
+};
+
+// What the race detector remembers of 4 bytes of shared memory.
+struct Word {
+  std::uint64_t block_serial = 0;  // the block that wrote it last: anything older is uninitialised
+  std::uint64_t write_epoch = 0;
+  std::uint64_t read_epoch = 0;
+  std::uint32_t write_warp_epoch = 0;
+  std::uint32_t read_warp_epoch = 0;
+  std::uint32_t reading_warps = 0;
+  std::uint32_t reading_lanes = 0;  // of read_warp, in read_warp_epoch
+  std::uint8_t write_warp = 0;
+  std::uint8_t write_lane = 0;
+  std::uint8_t read_warp = 0;
+  std::uint8_t written_bytes = 0;
+  bool pending = false;
+  Where write_where{nullptr, 0};
+  Where read_where{nullptr, 0};
+  const char* region = nullptr;
+};
+
+constexpr std::size_t kStackBytes = 256 * 1024;
+
+struct Machine {
+  Options options;
+  std::vector<Buffer*> buffers;
+  LaunchRecord launch{"", 0, 0};
+
+  // The block that runs.
+  std::vector<std::unique_ptr<Lane>> lanes;
+  std::vector<Warp> warps;
+  std::vector<char*> stacks;
+  std::vector<unsigned char> shared;
+  std::vector<Word> words;
+  std::uint64_t serial = 0;  // of the block, from 1; never reset, so that no shadow needs clearing
+  std::uint32_t serial_in_launch = 0;
+  std::uint64_t epoch = 0;  // counts sync_block, and blocks
+  int threads = 0;
+  int block_arrived = 0;
+  int done = 0;
+  int running = -1;  // thread index, −1: the scheduler
+  jmp_buf scheduler;
+  void* scheduler_fake_stack = nullptr;
+  const void* scheduler_stack = nullptr;
+  std::size_t scheduler_stack_bytes = 0;
+  void (*entry)(const void*) = nullptr;
+  const void* params = nullptr;
+  bool faulted = false;
+  std::string report;
+  std::uint64_t random = 0;
+};
+
+Machine machine;
+
+std::uint64_t next_random() {
+  machine.random += 0x9e3779b97f4a7c15u;
+  std::uint64_t z = machine.random;
+  z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+  z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+  return z ^ z >> 31;
+}
+
+const char* base_name(const char* path) {
+  const char* slash = path == nullptr ? nullptr : std::strrchr(path, '/');
+  return slash == nullptr ? (path == nullptr ? "?" : path) : slash + 1;
+}
+
+std::string format_where(Where where) {
+  char text[256];
+  std::snprintf(text, sizeof(text), "%s:%d", base_name(where.file), where.line);
+  return text;
+}
+
+std::string format_thread(int warp, int lane) {
+  char text[64];
+  std::snprintf(text, sizeof(text), "warp %d lane %d", warp, lane);
+  return text;
+}
+
+int running_warp() { return machine.running / kWarpSize; }
+int running_lane() { return machine.running % kWarpSize; }
+
+// --- fibers -------------------------------------------------------------------------------------------------------
+
+void switch_to_scheduler() {
+  Lane& lane = *machine.lanes[static_cast<std::size_t>(machine.running)];
+  machine.running = -1;
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_start_switch_fiber(&lane.fake_stack, machine.scheduler_stack, machine.scheduler_stack_bytes);
+#endif
+  if (_setjmp(lane.resume_point) == 0) _longjmp(machine.scheduler, 1);
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(lane.fake_stack, &machine.scheduler_stack, &machine.scheduler_stack_bytes);
+#endif
+}
+
+// A fiber runs the kernel once for each block that comes.
+void fiber_main() {
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(nullptr, &machine.scheduler_stack, &machine.scheduler_stack_bytes);
+#endif
+  while (true) {
+    try {
+      machine.entry(machine.params);
+    } catch (const Fault& fault) {
+      machine.faulted = true;
+      machine.report = fault.message;
+    }
+    const auto thread = static_cast<std::size_t>(machine.running);
+    Lane& lane = *machine.lanes[thread];
+    lane.waiting = Waiting::kDone;
+    machine.warps[thread / kWarpSize].exited |= 1u << thread % kWarpSize;
+    ++machine.done;
+    switch_to_scheduler();
+  }
+}
+
+void resume(int thread) {
+  Lane& lane = *machine.lanes[static_cast<std::size_t>(thread)];
+  machine.running = thread;
+  current.thread = thread;
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_start_switch_fiber(&machine.scheduler_fake_stack, machine.stacks[static_cast<std::size_t>(thread)],
+                                 kStackBytes);
+#endif
+  if (_setjmp(machine.scheduler) == 0) {
+    if (lane.started) _longjmp(lane.resume_point, 1);
+    lane.started = true;
+    setcontext(&lane.first_context);
+  }
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(machine.scheduler_fake_stack, nullptr, nullptr);
+#endif
+}
+
+void make_fibers(int threads) {
+  const auto page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
+  while (machine.stacks.size() < static_cast<std::size_t>(threads)) {
+    // A page without access below each stack turns an overflow into a crash instead of a neighbour's wrong values.
+    void* mapping = mmap(nullptr, kStackBytes + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (mapping == MAP_FAILED) throw BadView{"no memory for the stacks of the simulated threads"};
+    mprotect(mapping, page, PROT_NONE);
+    machine.stacks.push_back(static_cast<char*>(mapping) + page);
+  }
+  machine.lanes.clear();
+  for (int thread = 0; thread < threads; ++thread) {
+    auto lane = std::make_unique<Lane>();
+    char* stack = machine.stacks[static_cast<std::size_t>(thread)];
+#if defined(__SANITIZE_ADDRESS__)
+    // Frames that an earlier launch abandoned have left their red zones.
+    ASAN_UNPOISON_MEMORY_REGION(stack, kStackBytes);
+#endif
+    getcontext(&lane->first_context);
+    lane->first_context.uc_stack.ss_sp = stack;
+    lane->first_context.uc_stack.ss_size = kStackBytes;
+    lane->first_context.uc_link = nullptr;
+    makecontext(&lane->first_context, fiber_main, 0);
+    machine.lanes.push_back(std::move(lane));
+  }
+}
+
+void block_thread(Waiting waiting, const char* primitive, Where where) {
+  Lane& lane = *machine.lanes[static_cast<std::size_t>(machine.running)];
+  lane.waiting = waiting;
+  lane.primitive = primitive;
+  lane.where = where;
+  switch_to_scheduler();
+}
+
+// --- warp-wide counting -------------------------------------------------------------------------------------------
+
+struct Wavefronts {
+  std::uint64_t taken = 0;
+  std::uint64_t least = 0;
+};
+
+// Shared memory serves 32 banks of 4 bytes a cycle; accesses of 8 and 16 bytes go by half and quarter warps.
+Wavefronts shared_wavefronts(std::uint32_t mask, const std::uint64_t* addresses, int bytes) {
+  const int lanes_a_phase = bytes == 16 ? 8 : bytes == 8 ? 16 : 32;
+  Wavefronts total;
+  for (int first = 0; first < kWarpSize; first += lanes_a_phase) {
+    std::uint64_t words_in_bank[32][32];
+    int count_in_bank[32] = {};
+    int most = 0;
+    for (int lane = first; lane < first + lanes_a_phase; ++lane) {
+      if ((mask >> lane & 1u) == 0) continue;
+      for (int byte = 0; byte < std::max(bytes, 4); byte += 4) {
+        const std::uint64_t word = addresses[lane] / 4 + static_cast<std::uint64_t>(byte / 4);
+        const auto bank = static_cast<int>(word % 32);
+        bool known = false;
+        for (int i = 0; i < count_in_bank[bank]; ++i) known = known || words_in_bank[bank][i] == word;
+        if (!known) words_in_bank[bank][count_in_bank[bank]++] = word;
+        most = std::max(most, count_in_bank[bank]);
+      }
+    }
+    total.taken += static_cast<std::uint64_t>(most);
+    total.least += most != 0 ? 1 : 0;
+  }
+  return total;
+}
+
+std::uint64_t distinct_sectors(std::uint32_t mask, const std::uint64_t* addresses, int bytes) {
+  std::uint64_t sectors[2 * kWarpSize];
+  int count = 0;
+  for (int lane = 0; lane < kWarpSize; ++lane) {
+    if ((mask >> lane & 1u) == 0) continue;
+    for (const std::uint64_t sector :
+         {addresses[lane] / 32, (addresses[lane] + static_cast<unsigned>(bytes) - 1) / 32}) {
+      if (std::find(sectors, sectors + count, sector) == sectors + count) sectors[count++] = sector;
+    }
+  }
+  return static_cast<std::uint64_t>(count);
+}
+
+void count_instruction(const Site& site, std::uint32_t mask, const std::uint64_t* addresses) {
+  Counters& total = counters();
+  if (site.kind == kGlobalRead || site.kind == kAsyncRead) {
+    total.global_read_sectors += distinct_sectors(mask, addresses, site.bytes);
+    return;
+  }
+  if (site.kind == kGlobalWrite) {
+    total.global_write_sectors += distinct_sectors(mask, addresses, site.bytes);
+    return;
+  }
+  const Wavefronts wavefronts = shared_wavefronts(mask, addresses, site.bytes);
+  if (site.kind == kSharedLoad) {
+    total.shared_load_wavefronts += wavefronts.taken;
+    total.shared_load_conflicts += wavefronts.taken - wavefronts.least;
+  } else if (site.kind == kSharedStore) {
+    total.shared_store_wavefronts += wavefronts.taken;
+    total.shared_store_conflicts += wavefronts.taken - wavefronts.least;
+  } else {
+    total.async_copy_wavefronts += wavefronts.taken;
+    total.async_copy_conflicts += wavefronts.taken - wavefronts.least;
+  }
+}
+
+void flush_sites(Warp& warp) {
+  for (std::size_t i = 0; i < warp.used_sites; ++i) {
+    Site& site = warp.sites[i];
+    for (std::uint32_t n = 0; n < site.instructions; ++n) {
+      count_instruction(site, site.masks[n], &site.addresses[n * kWarpSize]);
+    }
+    site.instructions = 0;
+    std::fill(std::begin(site.by_lane), std::end(site.by_lane), 0);
+  }
+  warp.used_sites = 0;
+}
+
+void note_access(int kind, std::uint64_t address, int bytes, Where where) {
+  Warp& warp = machine.warps[static_cast<std::size_t>(running_warp())];
+  const int lane = running_lane();
+  std::size_t i = 0;
+  while (i < warp.used_sites && !(warp.sites[i].where.line == where.line && warp.sites[i].kind == kind &&
+                                  warp.sites[i].bytes == bytes && warp.sites[i].where.file == where.file)) {
+    ++i;
+  }
+  if (i == warp.used_sites) {
+    if (i == warp.sites.size()) warp.sites.emplace_back();
+    ++warp.used_sites;
+    warp.sites[i].where = where;
+    warp.sites[i].kind = kind;
+    warp.sites[i].bytes = bytes;
+  }
+  Site& site = warp.sites[i];
+  const std::uint32_t n = site.by_lane[lane]++;
+  if (n >= site.instructions) {
+    site.instructions = n + 1;
+    if (site.masks.size() < site.instructions) {
+      site.masks.resize(2 * site.instructions);
+      site.addresses.resize(2 * site.instructions * kWarpSize);
+    }
+    site.masks[n] = 0;
+  }
+  site.masks[n] |= 1u << lane;
+  site.addresses[n * kWarpSize + static_cast<std::uint32_t>(lane)] = address;
+}
+
+// --- race detector ------------------------------------------------------------------------------------------------
+
+// The kernel of the matter: two accesses to a word, at least one a write, race when no barrier that both threads passed
+// lies between them. That depends on the program alone and not on the order in which the simulator ran the threads.
+// `lane` is the reader; kWholeWarp for ldmatrix, whose rows go to lanes other than the one that names their address.
+constexpr int kWholeWarp = -1;
+
+void check_and_record_read(Word& word, const char* region, int byte, int lane, Where where) {
+  const int warp = running_warp();
+  const Warp& state = machine.warps[static_cast<std::size_t>(warp)];
+  if (word.write_epoch == machine.epoch && (word.write_warp != warp || word.write_lane != lane)) {
+    if (word.write_warp != warp) {
+      fault(where, "race on shared region '%s' byte %d: read here, written by %s at %s, no sync_block() between",
+            region, byte, format_thread(word.write_warp, word.write_lane).c_str(),
+            format_where(word.write_where).c_str());
+    }
+    if (word.write_warp_epoch == state.epoch) {
+      fault(where, "race on shared region '%s' byte %d: read here, written by lane %d at %s, no sync_warp() between",
+            region, byte, word.write_lane, format_where(word.write_where).c_str());
+    }
+  }
+  if (word.read_epoch != machine.epoch) {
+    word.read_epoch = machine.epoch;
+    word.reading_warps = 0;
+    word.reading_lanes = 0;
+  }
+  if (word.read_warp != warp || word.read_warp_epoch != state.epoch) word.reading_lanes = 0;
+  word.reading_warps |= 1u << warp;
+  word.reading_lanes |= lane == kWholeWarp ? kFullMask : 1u << lane;
+  word.read_warp = static_cast<std::uint8_t>(warp);
+  word.read_warp_epoch = state.epoch;
+  word.read_where = where;
+}
+
+void check_and_record_write(Word& word, const char* region, int byte, Where where) {
+  const int warp = running_warp();
+  const int lane = running_lane();
+  const Warp& state = machine.warps[static_cast<std::size_t>(warp)];
+  if (word.write_epoch == machine.epoch && (word.write_warp != warp || word.write_lane != lane)) {
+    if (word.write_warp != warp) {
+      fault(where, "race on shared region '%s' byte %d: written here and by %s at %s, no sync_block() between", region,
+            byte, format_thread(word.write_warp, word.write_lane).c_str(), format_where(word.write_where).c_str());
+    }
+    if (word.write_warp_epoch == state.epoch) {
+      fault(where, "race on shared region '%s' byte %d: written here and by lane %d at %s, no sync_warp() between",
+            region, byte, word.write_lane, format_where(word.write_where).c_str());
+    }
+  }
+  if (word.read_epoch == machine.epoch) {
+    if ((word.reading_warps & ~(1u << warp)) != 0) {
+      fault(where, "race on shared region '%s' byte %d: written here, read by warp %d at %s, no sync_block() between",
+            region, byte, __builtin_ctz(word.reading_warps & ~(1u << warp)), format_where(word.read_where).c_str());
+    }
+    if (word.read_warp == warp && word.read_warp_epoch == state.epoch && (word.reading_lanes & ~(1u << lane)) != 0) {
+      fault(where, "race on shared region '%s' byte %d: written here, read by lane %d at %s, no sync_warp() between",
+            region, byte, __builtin_ctz(word.reading_lanes & ~(1u << lane)), format_where(word.read_where).c_str());
+    }
+  }
+  word.write_epoch = machine.epoch;
+  word.write_warp = static_cast<std::uint8_t>(warp);
+  word.write_lane = static_cast<std::uint8_t>(lane);
+  word.write_warp_epoch = state.epoch;
+  word.write_where = where;
+}
+
+void check_shared_range(const char* region, int byte_count, int byte_offset, int bytes, int byte_begin, Where where) {
+  if (byte_offset < 0 || byte_offset + bytes > byte_count) {
+    fault(where, "shared region '%s' out of bounds: bytes %d … %d of %d", region, byte_offset, byte_offset + bytes - 1,
+          byte_count);
+  }
+  if ((byte_begin + byte_offset) % bytes != 0) {
+    fault(where, "shared region '%s' misaligned: %d bytes at byte %d", region, bytes, byte_begin + byte_offset);
+  }
+}
+
+void check_readable(const Word& word, const char* region, int address, int byte_begin, int bytes, Where where) {
+  const int first = address % 4;
+  const auto needed = static_cast<std::uint8_t>(bytes >= 4 ? 15 : (1 << bytes) - 1) << (bytes >= 4 ? 0 : first);
+  if (word.pending && word.block_serial == machine.serial) {
+    fault(where, "shared region '%s' byte %d: read before the copy_async_wait that delivers what %s copies at %s",
+          region, address - byte_begin, format_thread(word.write_warp, word.write_lane).c_str(),
+          format_where(word.write_where).c_str());
+  }
+  if (word.block_serial != machine.serial || (word.written_bytes & needed) != needed) {
+    fault(where, "shared region '%s' byte %d: read, but nothing was written there", region, address - byte_begin);
+  }
+  if (word.region != region && std::strcmp(word.region, region) != 0) {
+    fault(where, "shared region '%s' byte %d: read, but last written as region '%s' by %s at %s: the regions overlap",
+          region, address - byte_begin, word.region, format_thread(word.write_warp, word.write_lane).c_str(),
+          format_where(word.write_where).c_str());
+  }
+}
+
+void mark_written(Word& word, const char* region, int address, int bytes) {
+  if (word.block_serial != machine.serial) {
+    word.block_serial = machine.serial;
+    word.written_bytes = 0;
+    word.pending = false;
+  }
+  const int mask = bytes >= 4 ? 15 : ((1 << bytes) - 1) << address % 4;
+  word.written_bytes = static_cast<std::uint8_t>(word.written_bytes | mask);
+  word.region = region;
+}
+
+// --- scheduling ---------------------------------------------------------------------------------------------------
+
+std::string describe_lanes(std::uint32_t mask) {
+  if (mask == kFullMask) return "all lanes";
+  std::string text = "lanes";
+  for (int lane = 0; lane < kWarpSize; ++lane) {
+    if ((mask >> lane & 1u) == 0) continue;
+    int last = lane;
+    while (last + 1 < kWarpSize && (mask >> (last + 1) & 1u) != 0) ++last;
+    text += " " + std::to_string(lane);
+    if (last != lane) text += "-" + std::to_string(last);
+    lane = last;
+  }
+  return text;
+}
+
+std::string describe_deadlock() {
+  std::string text = "deadlock: no thread can go on.";
+  const int warps = machine.threads / kWarpSize;
+  int lines = 0;
+  for (int warp = 0; warp < warps && lines < 12; ++warp) {
+    std::uint32_t left = kFullMask;
+    while (left != 0 && lines < 12) {
+      const int first = __builtin_ctz(left);
+      const Lane& example = *machine.lanes[static_cast<std::size_t>(warp * kWarpSize + first)];
+      std::uint32_t same = 0;
+      for (int lane = first; lane < kWarpSize; ++lane) {
+        const Lane& other = *machine.lanes[static_cast<std::size_t>(warp * kWarpSize + lane)];
+        const bool both_done = other.waiting == Waiting::kDone && example.waiting == Waiting::kDone;
+        const bool same_place = other.waiting == example.waiting && other.where.line == example.where.line &&
+                                other.primitive == example.primitive;
+        if ((left >> lane & 1u) != 0 && (both_done || same_place)) same |= 1u << lane;
+      }
+      left &= ~same;
+      text += "\n  warp " + std::to_string(warp) + " " + describe_lanes(same);
+      text += example.waiting == Waiting::kDone
+                  ? std::string(": left the kernel")
+                  : ": waiting at " + std::string(example.primitive) + " (" + format_where(example.where) + ")";
+      ++lines;
+    }
+  }
+  return text;
+}
+
+void run_block() {
+  const int warps = machine.threads / kWarpSize;
+  ++machine.serial;
+  ++machine.serial_in_launch;
+  ++machine.epoch;
+  machine.block_arrived = 0;
+  machine.done = 0;
+  std::memset(machine.shared.data(), 0xff, machine.shared.size());  // a NaN in every format
+  for (auto& lane : machine.lanes) {
+    lane->waiting = Waiting::kNot;
+    lane->where = Where{nullptr, 0};
+    lane->open_copies.clear();
+    lane->copy_groups.clear();
+  }
+  for (Warp& warp : machine.warps) {
+    warp.arrived = 0;
+    warp.exited = 0;
+  }
+  while (machine.done < machine.threads) {
+    bool progress = false;
+    // Warps in a random rotation, lanes in a random permutation: every round is another interleaving.
+    const auto first = static_cast<int>(next_random() % static_cast<std::uint64_t>(warps));
+    for (int i = 0; i < warps; ++i) {
+      const int warp = (first + i) % warps;
+      const auto flip = static_cast<int>(next_random() % kWarpSize);
+      for (int j = 0; j < kWarpSize; ++j) {
+        const int thread = warp * kWarpSize + (j ^ flip);
+        if (machine.lanes[static_cast<std::size_t>(thread)]->waiting != Waiting::kNot) continue;
+        progress = true;
+        resume(thread);
+        if (machine.faulted) return;
+      }
+      // Stay with a warp for a few rounds, or move on: some warps run far ahead of others.
+      if (next_random() % 4 != 0) {
+        bool ready = false;
+        for (int lane = 0; lane < kWarpSize; ++lane) {
+          ready = ready || machine.lanes[static_cast<std::size_t>(warp * kWarpSize + lane)]->waiting == Waiting::kNot;
+        }
+        if (ready) --i;
+      }
+    }
+    if (!progress) {
+      machine.faulted = true;
+      machine.report = describe_deadlock();
+      return;
+    }
+  }
+  for (Warp& warp : machine.warps) flush_sites(warp);
+  ++counters().blocks;
+}
+
+}  // namespace
+
+Options& options() { return machine.options; }
+const std::vector<Buffer*>& buffers() { return machine.buffers; }
+const LaunchRecord& last_launch() { return machine.launch; }
+int dynamic_shared_bytes() { return machine.launch.shared_bytes; }
+
+void fault(Where where, const char* format, ...) {
+  char text[2048];
+  va_list arguments;
+  va_start(arguments, format);
+  std::vsnprintf(text, sizeof(text), format, arguments);
+  va_end(arguments);
+  char place[256];
+  std::snprintf(place, sizeof(place), "%s: warp %d lane %d, block (%u, %u): ", format_where(where).c_str(),
+                running_warp(), running_lane(), current.block.x, current.block.y);
+  throw Fault{std::string(place) + text};
+}
+
+bool gather_warp(const char* primitive, void* argument, Where where) {
+  const int warp_number = running_warp();
+  const int lane = running_lane();
+  Warp& warp = machine.warps[static_cast<std::size_t>(warp_number)];
+  if (warp.arrived != 0) {
+    const int other = __builtin_ctz(warp.arrived);
+    const Lane& first = *machine.lanes[static_cast<std::size_t>(warp_number * kWarpSize + other)];
+    if (first.where.line != where.line || std::strcmp(first.primitive, primitive) != 0) {
+      fault(where, "divergence: lane %d is at %s here while lane %d waits at %s (%s)", lane, primitive, other,
+            first.primitive, format_where(first.where).c_str());
+    }
+  }
+  warp.arguments[lane] = argument;
+  warp.arrived |= 1u << lane;
+  if (warp.arrived == kFullMask) {
+    flush_sites(warp);
+    return true;
+  }
+  block_thread(Waiting::kForWarp, primitive, where);
+  return false;
+}
+
+void** warp_arguments() { return machine.warps[static_cast<std::size_t>(running_warp())].arguments; }
+
+void release_warp() {
+  const int warp = running_warp();
+  machine.warps[static_cast<std::size_t>(warp)].arrived = 0;
+  for (int lane = 0; lane < kWarpSize; ++lane) {
+    machine.lanes[static_cast<std::size_t>(warp * kWarpSize + lane)]->waiting = Waiting::kNot;
+  }
+}
+
+void sync_warp(Where where) {
+  if (!gather_warp("sync_warp", nullptr, where)) return;
+  ++machine.warps[static_cast<std::size_t>(running_warp())].epoch;
+  ++counters().warp_barriers;
+  release_warp();
+}
+
+void sync_block(Where where) {
+  if (machine.block_arrived != 0) {
+    for (int thread = 0; thread < machine.threads; ++thread) {
+      const Lane& other = *machine.lanes[static_cast<std::size_t>(thread)];
+      if (other.waiting != Waiting::kForBlock) continue;
+      if (other.where.line != where.line || std::strcmp(other.where.file, where.file) != 0) {
+        fault(where, "divergent barrier: this thread is at sync_block() here while %s waits at the one in %s",
+              format_thread(thread / kWarpSize, thread % kWarpSize).c_str(), format_where(other.where).c_str());
+      }
+      break;
+    }
+  }
+  if (machine.done != 0) {
+    for (int warp = 0; warp < machine.threads / kWarpSize; ++warp) {
+      const std::uint32_t exited = machine.warps[static_cast<std::size_t>(warp)].exited;
+      if (exited == 0) continue;
+      fault(where, "skipped barrier: this thread is at sync_block() and warp %d %s left the kernel without it", warp,
+            describe_lanes(exited).c_str());
+    }
+  }
+  if (++machine.block_arrived < machine.threads) {
+    block_thread(Waiting::kForBlock, "sync_block", where);
+    return;
+  }
+  machine.block_arrived = 0;
+  ++machine.epoch;
+  ++counters().block_barriers;
+  for (Warp& warp : machine.warps) flush_sites(warp);
+  for (auto& lane : machine.lanes) lane->waiting = Waiting::kNot;
+}
+
+void* shared_access(SharedAccess kind, const char* region, int byte_begin, int byte_count, int byte_offset, int bytes,
+                    Where where) {
+  check_shared_range(region, byte_count, byte_offset, bytes, byte_begin, where);
+  const int address = byte_begin + byte_offset;
+  const bool write = kind == SharedAccess::kStore;
+  for (int byte = address; byte < address + bytes; byte += 4) {
+    Word& word = machine.words[static_cast<std::size_t>(byte / 4)];
+    if (write) {
+      if (word.pending && word.block_serial == machine.serial) {
+        fault(where, "shared region '%s' byte %d: written while %s's copy_async of %s is under way", region,
+              byte - byte_begin, format_thread(word.write_warp, word.write_lane).c_str(),
+              format_where(word.write_where).c_str());
+      }
+      check_and_record_write(word, region, byte - byte_begin, where);
+      mark_written(word, region, byte, bytes);
+    } else {
+      check_readable(word, region, byte, byte_begin, bytes, where);
+      check_and_record_read(word, region, byte - byte_begin, running_lane(), where);
+    }
+  }
+  note_access(write ? kSharedStore : kSharedLoad, static_cast<std::uint64_t>(address), bytes, where);
+  return machine.shared.data() + address;
+}
+
+const void* matrix_row(const char* region, int byte_begin, int byte_count, int byte_offset, Where where) {
+  check_shared_range(region, byte_count, byte_offset, 16, byte_begin, where);
+  const int address = byte_begin + byte_offset;
+  for (int byte = address; byte < address + 16; byte += 4) {
+    Word& word = machine.words[static_cast<std::size_t>(byte / 4)];
+    check_readable(word, region, byte, byte_begin, 16, where);
+    check_and_record_read(word, region, byte - byte_begin, kWholeWarp, where);
+  }
+  return machine.shared.data() + address;
+}
+
+void count_matrix_rows(const int* byte_addresses, int rows) {
+  std::uint64_t addresses[kWarpSize] = {};
+  for (int row = 0; row < rows; ++row) addresses[row] = static_cast<std::uint64_t>(byte_addresses[row]);
+  const Wavefronts wavefronts = shared_wavefronts((1u << rows) - 1, addresses, 16);
+  counters().matrix_load_wavefronts += wavefronts.taken;
+  counters().matrix_load_conflicts += wavefronts.taken - wavefronts.least;
+}
+
+GlobalView global_view(const void* pointer, std::uint64_t bytes) {
+  const auto begin = reinterpret_cast<std::uintptr_t>(pointer);
+  for (Buffer* buffer : machine.buffers) {
+    if (begin >= buffer->begin && begin + bytes <= buffer->begin + buffer->bytes) return {begin, bytes, buffer};
+  }
+  char text[256];
+  std::snprintf(text, sizeof(text),
+                "a launcher describes %llu bytes of global memory at %p that no registered buffer holds",
+                static_cast<unsigned long long>(bytes), pointer);
+  throw BadView{text};
+}
+
+namespace {
+
+void* checked_global(bool write, const GlobalView& view, std::int64_t byte_offset, int bytes, Where where) {
+  const char* name = view.buffer == nullptr ? "null" : view.buffer->name.c_str();
+  if (view.buffer == nullptr || byte_offset < 0 || byte_offset + bytes > static_cast<std::int64_t>(view.bytes)) {
+    fault(where, "global buffer '%s' out of bounds: bytes %lld … %lld of %lld", name,
+          static_cast<long long>(byte_offset), static_cast<long long>(byte_offset + bytes - 1),
+          static_cast<long long>(view.bytes));
+  }
+  const std::uintptr_t address = view.begin + static_cast<std::uintptr_t>(byte_offset);
+  if (address % static_cast<std::uintptr_t>(bytes) != 0) {
+    fault(where, "global buffer '%s' misaligned: %d bytes at byte %lld", name, bytes,
+          static_cast<long long>(byte_offset));
+  }
+  Buffer& buffer = *view.buffer;
+  const std::uint64_t in_buffer = address - buffer.begin;
+  if (write && !buffer.output) fault(where, "global buffer '%s' is an input and is written", name);
+  if (write) {
+    buffer.write_bytes += static_cast<std::uint64_t>(bytes);
+  } else {
+    buffer.read_bytes += static_cast<std::uint64_t>(bytes);
+    for (std::uint64_t sector = in_buffer / 32; sector <= (in_buffer + static_cast<unsigned>(bytes) - 1) / 32;
+         ++sector) {
+      buffer.sectors_read[sector] = 1;
+    }
+  }
+  if (buffer.output) {
+    for (std::uint64_t word = in_buffer / 4; word <= (in_buffer + static_cast<unsigned>(bytes) - 1) / 4; ++word) {
+      std::uint32_t& writer = buffer.written_by[word];
+      if (writer == 0 && !write)
+        fault(where, "global buffer '%s' byte %lld: read, but nothing was written there", name,
+              static_cast<long long>(byte_offset));
+      if (writer != 0 && writer != machine.serial_in_launch) {
+        fault(where,
+              "race on global buffer '%s' byte %lld: %s here and written by another block (number %u in the order "
+              "of the run)",
+              name, static_cast<long long>(byte_offset), write ? "written" : "read", writer - 1);
+      }
+      if (write) writer = machine.serial_in_launch;
+    }
+  }
+  if (write) {
+    counters().global_write_bytes += static_cast<std::uint64_t>(bytes);
+  } else {
+    counters().global_read_bytes += static_cast<std::uint64_t>(bytes);
+  }
+  return reinterpret_cast<void*>(address);
+}
+
+}  // namespace
+
+void* global_access(bool write, const GlobalView& view, std::int64_t byte_offset, int bytes, Where where) {
+  void* address = checked_global(write, view, byte_offset, bytes, where);
+  note_access(write ? kGlobalWrite : kGlobalRead, reinterpret_cast<std::uintptr_t>(address), bytes, where);
+  return address;
+}
+
+void copy_async(const char* region, int byte_begin, int byte_count, int byte_offset, const GlobalView& source,
+                std::int64_t source_offset, bool valid, Where where) {
+  check_shared_range(region, byte_count, byte_offset, 16, byte_begin, where);
+  const void* from = nullptr;
+  if (valid) {
+    from = checked_global(false, source, source_offset, 16, where);
+    note_access(kAsyncRead, reinterpret_cast<std::uintptr_t>(from), 16, where);
+  } else if (source_offset < 0 || source_offset >= static_cast<std::int64_t>(source.bytes)) {
+    fault(where, "global buffer '%s': the offset of a zero-filling copy has to be inside it, byte %lld of %lld",
+          source.buffer == nullptr ? "null" : source.buffer->name.c_str(), static_cast<long long>(source_offset),
+          static_cast<long long>(source.bytes));
+  }
+  const int address = byte_begin + byte_offset;
+  for (int byte = address; byte < address + 16; byte += 4) {
+    Word& word = machine.words[static_cast<std::size_t>(byte / 4)];
+    if (word.pending && word.block_serial == machine.serial) {
+      fault(where, "shared region '%s' byte %d: copied to while the copy_async of %s is under way", region,
+            byte - byte_begin, format_where(word.write_where).c_str());
+    }
+    check_and_record_write(word, region, byte - byte_begin, where);
+    mark_written(word, region, byte, 16);
+    word.pending = true;
+  }
+  std::memset(machine.shared.data() + address, 0xff, 16);
+  note_access(kAsyncWrite, static_cast<std::uint64_t>(address), 16, where);
+  machine.lanes[static_cast<std::size_t>(machine.running)]->open_copies.push_back({address, from, where, region});
+}
+
+void copy_async_commit() {
+  Lane& lane = *machine.lanes[static_cast<std::size_t>(machine.running)];
+  lane.copy_groups.push_back(std::move(lane.open_copies));
+  lane.open_copies.clear();
+}
+
+void copy_async_wait(int pending, Where) {
+  Lane& lane = *machine.lanes[static_cast<std::size_t>(machine.running)];
+  const auto keep = static_cast<std::size_t>(pending);
+  if (lane.copy_groups.size() <= keep) return;
+  const std::size_t delivered = lane.copy_groups.size() - keep;
+  for (std::size_t group = 0; group < delivered; ++group) {
+    for (const AsyncCopy& copy : lane.copy_groups[group]) {
+      unsigned char* to = machine.shared.data() + copy.destination;
+      if (copy.source != nullptr) {
+        std::memcpy(to, copy.source, 16);
+      } else {
+        std::memset(to, 0, 16);
+      }
+      for (int byte = copy.destination; byte < copy.destination + 16; byte += 4) {
+        Word& word = machine.words[static_cast<std::size_t>(byte / 4)];
+        word.pending = false;
+        check_and_record_write(word, copy.region, byte, copy.where);
+      }
+    }
+  }
+  lane.copy_groups.erase(lane.copy_groups.begin(), lane.copy_groups.begin() + static_cast<std::ptrdiff_t>(delivered));
+}
+
+void clear_buffers() {
+  for (Buffer* buffer : machine.buffers) delete buffer;
+  machine.buffers.clear();
+}
+
+void add_buffer(const char* name, const void* pointer, std::uint64_t bytes, bool output) {
+  auto* buffer = new Buffer;
+  buffer->name = name;
+  buffer->begin = reinterpret_cast<std::uintptr_t>(pointer);
+  buffer->bytes = bytes;
+  buffer->output = output;
+  buffer->sectors_read.resize(bytes / 32 + 2);
+  if (output) buffer->written_by.resize(bytes / 4 + 2);
+  machine.buffers.push_back(buffer);
+}
+
+bool run(const char* kernel, std::int64_t blocks_x, int blocks_y, int threads, int shared_bytes,
+         void (*entry)(const void*), const void* params, std::string& report) {
+  if (threads <= 0 || threads % kWarpSize != 0 || threads > kMaxWarps * kWarpSize || shared_bytes < 0 ||
+      shared_bytes > machine.options.shared_limit || blocks_x < 1 || blocks_x > 2147483647 || blocks_y < 1 ||
+      blocks_y > 65535) {
+    report = std::string(kernel) + ": impossible launch: grid (" + std::to_string(blocks_x) + ", " +
+             std::to_string(blocks_y) + "), " + std::to_string(threads) + " threads, " + std::to_string(shared_bytes) +
+             " bytes of shared memory of " + std::to_string(machine.options.shared_limit);
+    return false;
+  }
+  machine.launch = {kernel, threads, shared_bytes};
+  machine.threads = threads;
+  machine.entry = entry;
+  machine.params = params;
+  machine.faulted = false;
+  machine.random = machine.options.seed;
+  machine.serial_in_launch = 0;
+  machine.shared.assign(static_cast<std::size_t>(shared_bytes), 0xff);
+  if (machine.words.size() < static_cast<std::size_t>(shared_bytes) / 4 + 1) {
+    machine.words.resize(static_cast<std::size_t>(shared_bytes) / 4 + 1);
+  }
+  machine.warps.resize(static_cast<std::size_t>(threads / kWarpSize));
+  for (Warp& warp : machine.warps) flush_sites(warp);
+  make_fibers(threads);
+  for (int y = 0; y < blocks_y && !machine.faulted; ++y) {
+    for (std::int64_t x = 0; x < blocks_x && !machine.faulted; ++x) {
+      current.block = {static_cast<unsigned>(x), static_cast<unsigned>(y)};
+      run_block();
+    }
+  }
+  if (machine.faulted) {
+    // What the faulted launch had gathered must not count for the next one.
+    for (Warp& warp : machine.warps) warp = Warp{};
+    report = std::string(kernel) + ": " + machine.report;
+    if (machine.report.compare(0, 8, "deadlock") == 0) {
+      report += "\n  in block (" + std::to_string(current.block.x) + ", " + std::to_string(current.block.y) + ")";
+    }
+    return false;
+  }
+  return true;
+}
+
+}  // namespace mvk::simt

@@ -1,0 +1,146 @@
+// The host SIMT simulator: one fiber a thread, blocks one after another, warps in a seeded random order.
+//
+// A kernel runs between two of its primitives at full host speed; each primitive (csrc/common, with its bodies here)
+// checks, counts and may switch to another thread. docs/simulator.md says what is modelled and what is caught.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace mvk::simt {
+
+constexpr int kWarpSize = 32;
+constexpr int kMaxWarps = 32;
+constexpr std::uint32_t kFullMask = 0xffffffffu;
+
+// A place in a kernel's source. As a default argument, Where::here() is the place of the primitive's caller.
+struct Where {
+  const char* file;
+  int line;
+
+  static constexpr Where here(const char* file = __builtin_FILE(), int line = __builtin_LINE()) { return {file, line}; }
+};
+
+// Exact counts over one or more launches. Bytes are those that lanes ask for; sectors are 32 bytes, counted once a
+// warp-wide access; wavefronts are shared-memory cycles, conflicts those above the fewest possible.
+struct Counters {
+  std::uint64_t blocks = 0;
+  std::uint64_t global_read_bytes = 0;
+  std::uint64_t global_write_bytes = 0;
+  std::uint64_t global_read_sectors = 0;
+  std::uint64_t global_write_sectors = 0;
+  std::uint64_t shared_load_wavefronts = 0;
+  std::uint64_t shared_load_conflicts = 0;
+  std::uint64_t shared_store_wavefronts = 0;
+  std::uint64_t shared_store_conflicts = 0;
+  std::uint64_t matrix_load_wavefronts = 0;
+  std::uint64_t matrix_load_conflicts = 0;
+  std::uint64_t async_copy_wavefronts = 0;
+  std::uint64_t async_copy_conflicts = 0;
+  std::uint64_t mma_m16n8k16 = 0;
+  std::uint64_t mma_m16n8k8 = 0;
+  std::uint64_t mufu = 0;             // results, counted per lane
+  std::uint64_t pair_arithmetic = 0;  // instructions on pairs of 16-bit floats, counted per lane
+  std::uint64_t shuffles = 0;         // warp instructions
+  std::uint64_t block_barriers = 0;   // barriers completed by a block
+  std::uint64_t warp_barriers = 0;    // barriers completed by a warp
+};
+
+inline Counters& counters() {
+  static Counters instance;
+  return instance;
+}
+
+// A range of host memory that kernels may touch, and what they did to it.
+struct Buffer {
+  std::string name;
+  std::uintptr_t begin = 0;
+  std::uint64_t bytes = 0;
+  bool output = false;           // starts out unwritten; a read before a write is a fault
+  std::uint64_t read_bytes = 0;  // asked for by lanes
+  std::uint64_t write_bytes = 0;
+  std::vector<std::uint8_t> sectors_read;  // one flag each 32 bytes
+  std::vector<std::uint32_t> written_by;   // per 4 bytes: serial number of the block that wrote it, 0: none
+};
+
+struct LaunchRecord {
+  const char* kernel;
+  int threads;
+  int shared_bytes;
+};
+
+struct Index3 {
+  unsigned x = 0;
+  unsigned y = 0;
+};
+
+// What the fiber that is running may ask about itself.
+struct ThreadIdentity {
+  int thread = 0;
+  Index3 block;
+};
+extern ThreadIdentity current;
+
+// --- for the primitives -------------------------------------------------------------------------------------------
+
+// Ends the launch with a message that starts with the place and the thread.
+[[noreturn]] __attribute__((format(printf, 2, 3))) void fault(Where where, const char* format, ...);
+
+// Blocks the thread until all 32 lanes of its warp have called the same primitive at the same place. The last one to
+// arrive gets true and every lane's argument, acts for all, and calls release_warp().
+bool gather_warp(const char* primitive, void* argument, Where where);
+void** warp_arguments();
+void release_warp();
+
+void sync_block(Where where);
+void sync_warp(Where where);
+
+enum class SharedAccess : std::uint8_t { kLoad, kStore, kMatrixLoad };
+
+// Checks one lane's access, records it for the race detector and for the warp-wide counters.
+void* shared_access(SharedAccess kind, const char* region, int byte_begin, int byte_count, int byte_offset, int bytes,
+                    Where where);
+// Checks and records the read of one row of ldmatrix, by the whole warp; count_matrix_rows() counts it.
+const void* matrix_row(const char* region, int byte_begin, int byte_count, int byte_offset, Where where);
+// Counts one group of eight rows of 16 bytes.
+void count_matrix_rows(const int* byte_addresses, int rows);
+
+struct GlobalView {
+  std::uintptr_t begin = 0;
+  std::uint64_t bytes = 0;
+  Buffer* buffer = nullptr;
+};
+GlobalView global_view(const void* pointer, std::uint64_t bytes);
+void* global_access(bool write, const GlobalView& view, std::int64_t byte_offset, int bytes, Where where);
+
+void copy_async(const char* region, int byte_begin, int byte_count, int byte_offset, const GlobalView& source,
+                std::int64_t source_offset, bool valid, Where where);
+void copy_async_commit();
+void copy_async_wait(int pending, Where where);
+
+int dynamic_shared_bytes();
+
+// --- for launchers and bindings -----------------------------------------------------------------------------------
+
+struct Options {
+  std::uint64_t seed = 0;
+  int shared_limit = 232448;  // 227 KB, what a block of sm_90 may have
+};
+Options& options();
+
+void clear_buffers();
+void add_buffer(const char* name, const void* pointer, std::uint64_t bytes, bool output);
+const std::vector<Buffer*>& buffers();
+const LaunchRecord& last_launch();
+
+// Runs a grid; false where a fault was found, with the message in `report`.
+bool run(const char* kernel, std::int64_t blocks_x, int blocks_y, int threads, int shared_bytes,
+         void (*entry)(const void*), const void* params, std::string& report);
+
+// Thrown by global_view() outside a kernel: a launcher describes memory that nobody registered.
+struct BadView {
+  std::string message;
+};
+
+}  // namespace mvk::simt

@@ -1,0 +1,184 @@
+// One tiny kernel a primitive: registers in, registers out. The tests compare the result with formulas of their own, on
+// the simulator and on a GPU: kernel and simulator share an author, the hardware does not.
+//
+// A block is one warp. Lane l of block b reads kGoldenInputs words from in[(32·b + l)·kGoldenInputs] and writes
+// kGoldenOutputs words.
+#include "../common/async_copy.cuh"
+#include "../common/launch.cuh"
+#include "../common/math.cuh"
+#include "../common/mma.cuh"
+#include "../common/warp.cuh"
+#include "testing.h"
+
+namespace mvk {
+
+namespace {
+
+struct GoldenParams {
+  Global<const std::uint32_t> in;
+  Global<std::uint32_t> out;
+};
+
+struct Registers {
+  std::uint32_t in[kGoldenInputs];
+  std::uint32_t out[kGoldenOutputs];
+};
+
+MVK_DEVICE float to_float(std::uint32_t bits) { return *reinterpret_cast<const float*>(&bits); }
+MVK_DEVICE std::uint32_t to_bits(float value) { return *reinterpret_cast<const std::uint32_t*>(&value); }
+
+template <class T, int kDepth>
+struct GoldenMma {
+  static MVK_DEVICE void run(Registers& r) {
+    FragmentA<T> a;
+    FragmentB<T> b;
+    FragmentC c;
+    for (int i = 0; i < 4; ++i) a.reg[i].bits = r.in[i];
+    for (int i = 0; i < 2; ++i) b.reg[i].bits = r.in[4 + i];
+    for (int i = 0; i < 4; ++i) c.value[i] = to_float(r.in[6 + i]);
+    if constexpr (kDepth == 16) {
+      mma_m16n8k16(c, a, b);
+    } else {
+      mma_m16n8k8(c, a, b);
+    }
+    for (int i = 0; i < 4; ++i) r.out[i] = to_bits(c.value[i]);
+  }
+};
+
+struct GoldenMmaHalf {
+  static MVK_DEVICE void run(Registers& r) {
+    FragmentA<Half> a;
+    FragmentB<Half> b;
+    for (int i = 0; i < 4; ++i) a.reg[i].bits = r.in[i];
+    for (int i = 0; i < 2; ++i) b.reg[i].bits = r.in[4 + i];
+    FragmentCHalf c{{{r.in[6]}, {r.in[7]}}};
+    mma_m16n8k16(c, a, b);
+    r.out[0] = c.reg[0].bits;
+    r.out[1] = c.reg[1].bits;
+  }
+};
+
+enum class MatrixLoad { kX4, kX4Transposed, kX2 };
+
+// Lane l stores its first four words as row l of 8 elements, then all load.
+template <MatrixLoad kLoad>
+struct GoldenMatrixLoad {
+  static MVK_DEVICE void run(Registers& r) {
+    const Shared<Half> rows = shared_region<Half>("rows", 0, 256);
+    rows.store(lane_index() * 8, Words4{{r.in[0], r.in[1], r.in[2], r.in[3]}});
+    sync_warp();
+    Pair<Half> reg[4] = {};
+    if constexpr (kLoad == MatrixLoad::kX4) load_matrix_x4(reg, rows, lane_index() * 8);
+    if constexpr (kLoad == MatrixLoad::kX4Transposed) load_matrix_x4_transposed(reg, rows, lane_index() * 8);
+    if constexpr (kLoad == MatrixLoad::kX2) load_matrix_x2(reg[0], reg[1], rows, lane_index() * 8);
+    for (int i = 0; i < 4; ++i) r.out[i] = reg[i].bits;
+  }
+};
+
+struct GoldenShuffle {
+  static MVK_DEVICE void run(Registers& r) {
+    r.out[0] = shuffle(r.in[0], lane_index() * 7 % 32);
+    r.out[1] = shuffle_up(r.in[0], 3);
+    r.out[2] = shuffle_down(r.in[0], 5);
+    r.out[3] = shuffle_xor(r.in[0], 9);
+  }
+};
+
+struct GoldenFloatFunctions {
+  static MVK_DEVICE void run(Registers& r) {
+    const float x = to_float(r.in[0]);
+    r.out[0] = to_bits(tanh_approx(x));
+    r.out[1] = to_bits(exp2_approx(x));
+    r.out[2] = to_bits(reciprocal_approx(x));
+    r.out[3] = to_bits(rsqrt_approx(x));
+  }
+};
+
+struct GoldenHalfFunctions {
+  static MVK_DEVICE void run(Registers& r) {
+    r.out[0] = tanh_approx(Pair<Half>{r.in[0]}).bits;
+    r.out[1] = exp2_approx(Pair<Half>{r.in[0]}).bits;
+  }
+};
+
+template <class T>
+struct GoldenPairs {
+  static MVK_DEVICE void run(Registers& r) {
+    r.out[0] = fma(Pair<T>{r.in[0]}, Pair<T>{r.in[1]}, Pair<T>{r.in[2]}).bits;
+    r.out[1] = mul(Pair<T>{r.in[0]}, Pair<T>{r.in[1]}).bits;
+    r.out[2] = add(Pair<T>{r.in[0]}, Pair<T>{r.in[1]}).bits;
+    r.out[3] = make_pair<T>(to_float(r.in[3]), to_float(r.in[4])).bits;
+  }
+};
+
+template <class Body>
+__global__ void golden_kernel(const GoldenParams params) {
+  Registers r = {};
+  const std::int64_t lane = std::int64_t{block_index_x()} * 32 + lane_index();
+  for (int i = 0; i < kGoldenInputs; ++i) r.in[i] = params.in.load<std::uint32_t>(lane * kGoldenInputs + i);
+  Body::run(r);
+  for (int i = 0; i < kGoldenOutputs; ++i) params.out.store(lane * kGoldenOutputs + i, r.out[i]);
+}
+
+// Lane l copies its first four words through shared memory, except every third lane, which asks for zeros.
+__global__ void golden_async_copy_kernel(const GoldenParams params) {
+  const std::int64_t lane = std::int64_t{block_index_x()} * 32 + lane_index();
+  const Shared<std::uint32_t> words = shared_region<std::uint32_t>("words", 0, 128);
+  copy_async_16(words, lane_index() * 4, params.in, lane * kGoldenInputs, lane_index() % 3 != 0);
+  copy_async_commit();
+  copy_async_wait<0>();
+  sync_warp();
+  const Words4 neighbour = words.load<Words4>((lane_index() + 1) % 32 * 4);
+  for (int i = 0; i < kGoldenOutputs; ++i) params.out.store(lane * kGoldenOutputs + i, neighbour.word[i]);
+}
+
+struct Golden {
+  const char* name;
+  Status (*run)(const LaunchShape&, Stream, const GoldenParams&);
+};
+
+template <auto kKernel>
+Status run(const LaunchShape& shape, Stream stream, const GoldenParams& params) {
+  return launch<kKernel>("golden", shape, stream, params);
+}
+
+const Golden kGoldens[] = {
+    {"mma_m16n8k16_float16", run<golden_kernel<GoldenMma<Half, 16>>>},
+    {"mma_m16n8k16_bfloat16", run<golden_kernel<GoldenMma<BFloat16, 16>>>},
+    {"mma_m16n8k8_float16", run<golden_kernel<GoldenMma<Half, 8>>>},
+    {"mma_m16n8k8_bfloat16", run<golden_kernel<GoldenMma<BFloat16, 8>>>},
+    {"mma_m16n8k16_half_sums", run<golden_kernel<GoldenMmaHalf>>},
+    {"load_matrix_x4", run<golden_kernel<GoldenMatrixLoad<MatrixLoad::kX4>>>},
+    {"load_matrix_x4_transposed", run<golden_kernel<GoldenMatrixLoad<MatrixLoad::kX4Transposed>>>},
+    {"load_matrix_x2", run<golden_kernel<GoldenMatrixLoad<MatrixLoad::kX2>>>},
+    {"shuffle", run<golden_kernel<GoldenShuffle>>},
+    {"float_functions", run<golden_kernel<GoldenFloatFunctions>>},
+    {"half_functions", run<golden_kernel<GoldenHalfFunctions>>},
+    {"pairs_float16", run<golden_kernel<GoldenPairs<Half>>>},
+    {"pairs_bfloat16", run<golden_kernel<GoldenPairs<BFloat16>>>},
+    {"async_copy", run<golden_async_copy_kernel>},
+};
+
+bool equal(const char* a, const char* b) {
+  while (*a != '\0' && *a == *b) {
+    ++a;
+    ++b;
+  }
+  return *a == *b;
+}
+
+}  // namespace
+
+Status golden(const char* name, const void* in, void* out, int warps, Stream stream) {
+  for (const Golden& candidate : kGoldens) {
+    if (!equal(candidate.name, name)) continue;
+    GoldenParams params;
+    params.in =
+        Global<const std::uint32_t>(static_cast<const std::uint32_t*>(in), std::int64_t{warps} * 32 * kGoldenInputs);
+    params.out = Global<std::uint32_t>(static_cast<std::uint32_t*>(out), std::int64_t{warps} * 32 * kGoldenOutputs);
+    return candidate.run({warps, 1, 32, 512}, stream, params);
+  }
+  return fail(Status::kInvalidArgument, "golden: name: no primitive test is called '%s'", name);
+}
+
+}  // namespace mvk

@@ -1,0 +1,132 @@
+// Kernels with faults planted in them, for the tests of the simulator (tests/test_simulator.py names them in this
+// order). This file is compiled for the simulator alone: on a GPU these faults would show up sometimes, or never.
+#ifdef MVK_SIMT
+
+#include "../common/async_copy.cuh"
+#include "../common/launch.cuh"
+#include "../common/mma.cuh"
+#include "../common/warp.cuh"
+#include "testing.h"
+
+namespace mvk {
+
+namespace {
+
+enum Fault : int {
+  kNone,
+  kMissingBlockBarrier,
+  kWaitDropped,
+  kWaitOffByOne,
+  kSlotReusedTooEarly,
+  kSkippedBarrier,
+  kDivergentBarrier,
+  kMissingWarpBarrier,
+  kMissingWarpBarrierBeforeMatrixLoad,
+  kOverlappingRegions,
+  kSharedOutOfBounds,
+  kUninitialisedShared,
+  kGlobalReadOutOfBounds,
+  kGlobalWriteOutOfBounds,
+  kMisaligned,
+  kTwoBlocksOneOutput,
+  kDivergentShuffle,
+  kUnwrittenGlobal,
+  kWriteToInput,
+  kEarlyExit,
+  kWriteUnderCopy,
+  kBankConflicts,
+};
+
+struct PlantedParams {
+  Global<const std::uint32_t> in;
+  Global<std::uint32_t> out;
+  int fault;
+};
+
+constexpr int kThreads = 64;
+constexpr int kStages = 4;
+
+// A ring of two slots filled by cp.async; each thread adds up what a thread of the other warp copied.
+__global__ void ring_kernel(const PlantedParams params) {
+  const int fault = params.fault;
+  const int thread = thread_index();
+  const int partner = (thread + 32) % kThreads;
+  const Shared<std::uint32_t> ring = shared_region<std::uint32_t>("ring", 0, 2 * kThreads * 4);
+  const auto fetch = [&](int stage) {
+    copy_async_16(ring, (stage % 2 * kThreads + thread) * 4, params.in, thread % 16 * 16 + stage * 4);
+    copy_async_commit();
+  };
+  std::uint32_t sum = 0;
+  fetch(0);
+  for (int stage = 0; stage < kStages; ++stage) {
+    if (stage + 1 < kStages) {
+      fetch(stage + 1);
+      if (fault == kWaitOffByOne) copy_async_wait<2>();
+      if (fault != kWaitDropped && fault != kWaitOffByOne) copy_async_wait<1>();
+    } else {
+      copy_async_wait<0>();
+    }
+    if (fault != kMissingBlockBarrier) sync_block();
+    sum += ring.load<Words4>((stage % 2 * kThreads + partner) * 4).word[0];
+    if (fault == kWriteUnderCopy && stage == 0) ring.store(((stage + 1) % 2 * kThreads + thread) * 4, 1u);
+    if (fault != kSlotReusedTooEarly) sync_block();
+  }
+  if (fault == kSkippedBarrier && warp_index() == 1) return;
+  if (fault == kDivergentBarrier && warp_index() == 1) {
+    sync_block();
+  } else {
+    sync_block();
+  }
+  params.out.store(block_index_x() * kThreads + thread, sum);
+}
+
+// Lanes of one warp hand values to each other through shared memory.
+__global__ void exchange_kernel(const PlantedParams params) {
+  const int fault = params.fault;
+  const int lane = lane_index();
+  const Shared<std::uint32_t> words = shared_region<std::uint32_t>("words", 0, 32);
+  const Shared<Half> rows = shared_region<Half>("rows", fault == kOverlappingRegions ? 112 : 128, 32 * 40);
+  words.store(lane, params.in.load<std::uint32_t>(lane));
+  if (fault != kMissingWarpBarrier) sync_warp();
+  std::uint32_t value = words.load<std::uint32_t>((lane + 1) % 32);
+  if (fault == kOverlappingRegions) sync_warp();
+  const int pitch = fault == kBankConflicts ? 32 : 40;
+  rows.store(lane * pitch, Words4{{value, value, value, value}});
+  if (fault != kMissingWarpBarrierBeforeMatrixLoad) sync_warp();
+  if (fault == kOverlappingRegions) value += words.load<std::uint32_t>(lane);
+  Pair<Half> reg[4];
+  load_matrix_x4(reg, rows, lane * pitch);
+  value += reg[0].bits;
+  if (fault == kSharedOutOfBounds) value += words.load<std::uint32_t>(lane + 1);
+  if (fault == kUninitialisedShared) value += rows.load<Pair<Half>>(lane * pitch + 8).bits;
+  if (fault == kGlobalReadOutOfBounds) value += params.in.load<std::uint32_t>(240 + lane);
+  if (fault == kGlobalWriteOutOfBounds) params.out.store(240 + lane, value);
+  if (fault == kMisaligned) value += params.in.load<Words2>(2 * lane + 1).word[0];
+  if (fault == kUnwrittenGlobal) value += params.out.load<std::uint32_t>(128 + lane);
+  if (fault == kWriteToInput)
+    Global<std::uint32_t>(const_cast<std::uint32_t*>(params.in.pointer()), 256).store(0, value);
+  if (fault == kEarlyExit && lane == 7) return;
+  if (fault == kDivergentShuffle) {
+    if (lane < 16) value = shuffle_xor(value, 1);
+  } else {
+    value = shuffle_xor(value, 1);
+  }
+  sync_warp();
+  params.out.store((fault == kTwoBlocksOneOutput ? 0 : block_index_x() * 32) + 128 + lane, value);
+}
+
+}  // namespace
+
+Status planted(int fault, const std::uint32_t* in, std::uint32_t* out) {
+  PlantedParams params;
+  params.in = Global<const std::uint32_t>(in, 256);
+  params.out = Global<std::uint32_t>(out, 256);
+  params.fault = fault;
+  const Status ring = launch<ring_kernel>("ring", {2, 1, kThreads, 2 * kThreads * 16}, nullptr, params);
+  if (ring != Status::kOk) return ring;
+  return launch<exchange_kernel>("exchange", {2, 1, 32, 128 + 32 * 80}, nullptr, params);
+}
+
+}  // namespace mvk
+
+#endif

@@ -1,0 +1,156 @@
+"""Exact counts of the CUDA kernels' work, from the host simulator, beside the least that the mathematics needs.
+
+The counts are free of noise: the same on every machine and under every schedule. They say how much work a kernel does,
+not how long it takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mobilevit_kernels import native, ops, verify
+from mobilevit_kernels.ops._dispatch import pack
+from mobilevit_kernels.verify import StageCase
+
+__all__ = ["Row", "cases", "count", "rows"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One stage on one shape. Bytes are global memory's, mma are m16n8k16 (an m16n8k8 counts half).
+
+    Attributes:
+        path: the stage's name in its network.
+        shape: its sizes.
+        floor_bytes: input, weights and output once.
+        bytes: what the kernel touches, each byte once: what device memory sees.
+        reread_bytes: input bytes read again, the halo of neighbouring tiles; from L2 as a rule.
+        weight_reread_bytes: packed weights read again, by every block; from L2.
+        sector_ratio: bytes of the 32-byte sectors moved over bytes that lanes ask for; below 1 where lanes share bytes.
+        floor_mma, mma: matrix instructions.
+        floor_mufu, mufu: special-function results.
+        matrix_conflicts: bank conflicts of ldmatrix, in cycles.
+        shared_conflicts: bank conflicts of all other shared-memory accesses, in cycles.
+        shared_wavefronts: shared-memory cycles, all blocks together.
+        barriers: block barriers, all blocks together.
+        blocks: the grid's size.
+        shared_bytes: dynamic shared memory of a block.
+    """
+
+    path: str
+    shape: str
+    floor_bytes: int
+    bytes: int
+    reread_bytes: int
+    weight_reread_bytes: int
+    sector_ratio: float
+    floor_mma: float
+    mma: float
+    floor_mufu: int
+    mufu: int
+    matrix_conflicts: int
+    shared_conflicts: int
+    shared_wavefronts: int
+    barriers: int
+    blocks: int
+    shared_bytes: int
+
+    @property
+    def bytes_waste(self) -> float:
+        """``bytes / floor_bytes``."""
+        return self.bytes / self.floor_bytes
+
+    @property
+    def mma_waste(self) -> float:
+        """``mma / floor_mma``."""
+        return self.mma / self.floor_mma
+
+    @property
+    def mufu_waste(self) -> float:
+        """``mufu / floor_mufu``."""
+        return self.mufu / self.floor_mufu
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, ready for JSON."""
+        return {
+            **self.__dict__,
+            "bytes_waste": self.bytes_waste,
+            "mma_waste": self.mma_waste,
+            "mufu_waste": self.mufu_waste,
+        }
+
+
+def cases(model: str, stage: str | None = None, size: int = 256) -> Iterator[tuple[str, StageCase]]:
+    """The stages of a network that have a CUDA kernel, each shape once, at batch 1.
+
+    Args:
+        model: a network's name.
+        stage: only this stage; None: all.
+        size: height and width of the image.
+    """
+    seen = set()
+    for _, path, case in verify.network_cases((model,), height=size, width=size):
+        if case.stage in native.STAGES and stage in (None, case.stage) and str(case) not in seen:
+            seen.add(str(case))
+            yield path, case
+
+
+def count(path: str, case: StageCase, dtype: torch.dtype = torch.float16) -> Row:
+    """Runs one case on the simulator and counts.
+
+    Raises:
+        BackendUnavailable: there is no simulator here.
+        SimulatorFault: the kernel is wrong.
+    """
+    from mobilevit_kernels import simt
+
+    x, weights, options = case.build()
+    assert weights is not None
+    packed = pack(weights, dtype, backend="simt")
+    library = simt.library()
+    library.reset_counters()
+    y = getattr(ops, case.stage)(x.to(dtype), packed, **options)
+    counted, traffic = library.counters(), library.traffic
+
+    in_channels, hidden_channels, out_channels = packed.sizes
+    in_pixels, out_pixels = (t.shape[0] * t.shape[2] * t.shape[3] for t in (x, y))
+    weight_count = hidden_channels * (in_channels + 9 + out_channels + 2) + out_channels
+    products = hidden_channels * (in_pixels * in_channels + out_pixels * out_channels)
+    moved = counted.global_read_bytes + counted.global_write_bytes
+    return Row(
+        path=path,
+        shape=str(case),
+        floor_bytes=2 * (x.numel() + y.numel() + weight_count),
+        bytes=sum(buffer.read_distinct + buffer.written for buffer in traffic.values()),
+        reread_bytes=traffic["x"].read - traffic["x"].read_distinct,
+        weight_reread_bytes=traffic["weights"].read - traffic["weights"].read_distinct,
+        sector_ratio=32 * (counted.global_read_sectors + counted.global_write_sectors) / moved,
+        floor_mma=products / (16 * 8 * 16),
+        mma=counted.mma_m16n8k16 + counted.mma_m16n8k8 / 2,
+        floor_mufu=hidden_channels * (in_pixels + out_pixels),
+        mufu=counted.mufu,
+        matrix_conflicts=counted.matrix_load_conflicts,
+        shared_conflicts=counted.shared_load_conflicts + counted.shared_store_conflicts + counted.async_copy_conflicts,
+        shared_wavefronts=counted.shared_load_wavefronts
+        + counted.shared_store_wavefronts
+        + counted.matrix_load_wavefronts
+        + counted.async_copy_wavefronts,
+        barriers=counted.block_barriers,
+        blocks=counted.blocks,
+        shared_bytes=library.shared_bytes(
+            case.stage, in_channels, out_channels, case.options.get("stride", 1), int(packed.tensors[2])
+        ),
+    )
+
+
+def rows(
+    models: Iterable[str], stage: str | None = None, size: int = 256, dtype: torch.dtype = torch.float16
+) -> Iterator[Row]:
+    """Counts every shape of the networks, as it gets done."""
+    for model in models:
+        for path, case in cases(model, stage, size):
+            yield count(f"{model} {path}", case, dtype)

@@ -1,0 +1,139 @@
+"""The ``cuda`` backend: the compiled extension ``mobilevit_kernels._C``, built at install where an nvcc was found."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mobilevit_kernels import native
+from mobilevit_kernels.canonical import StageWeights
+from mobilevit_kernels.registry import Status
+
+__all__ = ["CudaLibrary", "library", "refusal", "serves", "stage_module", "status"]
+
+_HOW_TO_BUILD = (
+    "install with an nvcc on the PATH, under CUDA_HOME, or from PyPI (pip install nvidia-cuda-nvcc), and "
+    "MVK_BUILD_CUDA=1 to make a failure an error"
+)
+
+
+def serves(architectures: str, capability: tuple[int, int]) -> bool:
+    """Whether a build for ``architectures`` runs on a GPU of this compute capability.
+
+    Machine code of 8.0 runs on 8.x with x ≥ 0, an "a" architecture on exactly its own, PTX on anything as new.
+
+    Args:
+        architectures: as the extension states them, such as "80/90a/120/120-ptx".
+        capability: (major, minor).
+    """
+    for architecture in architectures.split("/"):
+        number = architecture.removesuffix("-ptx").rstrip("af")
+        built = (int(number[:-1]), int(number[-1]))
+        if architecture.endswith("-ptx"):
+            if capability >= built:
+                return True
+        elif architecture.endswith("a"):
+            if capability == built:
+                return True
+        elif capability[0] == built[0] and capability[1] >= built[1]:
+            return True
+    return False
+
+
+@functools.lru_cache(maxsize=1)
+def _extension() -> tuple[ModuleType | None, str]:
+    try:
+        return importlib.import_module("mobilevit_kernels._C"), ""
+    except ModuleNotFoundError:
+        return None, f"this installation has no compiled extension; {_HOW_TO_BUILD}"
+    except ImportError as error:
+        return None, f"the compiled extension does not load: {error}"
+
+
+def status() -> Status:
+    """Whether the extension is there and there is a GPU that it runs on."""
+    extension, problem = _extension()
+    if extension is None:
+        return Status(False, problem)
+    if not torch.cuda.is_available():
+        return Status(False, "torch.cuda.is_available() is False: no GPU, no driver, or a CPU-only torch")
+    architectures: str = extension.architectures
+    names = []
+    for index in range(torch.cuda.device_count()):
+        if serves(architectures, torch.cuda.get_device_capability(index)):
+            names.append(torch.cuda.get_device_name(index))
+    if not names:
+        capability = "{}.{}".format(*torch.cuda.get_device_capability())
+        return Status(
+            False,
+            f"the extension is built for {architectures}, the GPU has compute capability {capability}; reinstall with "
+            f"MVK_CUDA_ARCHITECTURES set",
+        )
+    return Status(True, f"built for {architectures}, runs on {', '.join(dict.fromkeys(names))}")
+
+
+def refusal(stage: str, weights: StageWeights | None, dtype: torch.dtype, device: torch.device) -> str | None:
+    """Why the CUDA kernels cannot serve these weights; None: they can."""
+    if device.type != "cuda":
+        return f"the CUDA kernels take tensors on a GPU, not on {device}"
+    extension, problem = _extension()
+    if extension is None:
+        return problem
+    capability = torch.cuda.get_device_capability(device)
+    if not serves(extension.architectures, capability):
+        return "the extension is built for {}, {} has compute capability {}.{}".format(
+            extension.architectures, device, *capability
+        )
+    return native.refusal("cuda", stage, weights, dtype)
+
+
+def stage_module(stage: str) -> ModuleType:
+    """The module of one stage."""
+    return native.stage_module(stage)
+
+
+class CudaLibrary:
+    """The extension, behind the interface that the stages call."""
+
+    def __init__(self, extension: Any) -> None:
+        self.extension = extension
+
+    def launch(
+        self, stage: str, inputs: Mapping[str, Tensor], output: Tensor, sizes: Mapping[str, int], bfloat16: bool
+    ) -> None:
+        """Launches on the current stream of the output's device."""
+        device = output.device.index
+        pointers = {name: tensor.data_ptr() for name, tensor in inputs.items()}
+        stream = torch.cuda.current_stream(device).cuda_stream
+        getattr(self.extension, stage)(
+            device=device, stream=stream, y=output.data_ptr(), bfloat16=bfloat16, **pointers, **sizes
+        )
+
+    def shared_bytes(self, stage: str, *sizes: int) -> int:
+        """Shared memory of a block in bytes."""
+        needed: int = getattr(self.extension, f"{stage}_shared_bytes")(*sizes)
+        return needed
+
+    def shared_limit(self, device: torch.device) -> int:
+        """Shared memory that a block may have on ``device``, in bytes."""
+        limit: int = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+        return limit
+
+
+@functools.lru_cache(maxsize=1)
+def library() -> CudaLibrary:
+    """The extension.
+
+    Raises:
+        RuntimeError: there is none, with the reason.
+    """
+    extension, problem = _extension()
+    if extension is None:
+        raise RuntimeError(problem)
+    return CudaLibrary(extension)

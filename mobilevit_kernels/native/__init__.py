@@ -1,0 +1,84 @@
+"""What the ``cuda`` and ``simt`` backends share: the packing and the calls of the kernels in csrc/.
+
+Both backends run the same sources on the same packed weights; they differ in the library that is called, which takes
+the name of a stage's launcher, its tensors and its sizes (:class:`Library`).
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from mobilevit_kernels.canonical import InvertedResidualWeights, StageWeights
+
+__all__ = ["DTYPES", "STAGES", "Library", "library", "refusal", "source_folder", "stage_module"]
+
+DTYPES = (torch.float16, torch.bfloat16)
+STAGES = ("inverted_residual",)
+
+
+class Library(Protocol):
+    """The launchers of one backend."""
+
+    def launch(
+        self, stage: str, inputs: Mapping[str, Tensor], output: Tensor, sizes: Mapping[str, int], bfloat16: bool
+    ) -> None:
+        """Launches a stage.
+
+        Args:
+            stage: the launcher's name.
+            inputs: every tensor that it reads, by the launcher's name for it.
+            output: the tensor that it writes.
+            sizes: its integers and flags, by name.
+            bfloat16: the compute dtype is bfloat16, else float16.
+        """
+
+    def shared_bytes(self, stage: str, *sizes: int) -> int:
+        """Shared memory of a block in bytes."""
+
+    def shared_limit(self, device: torch.device) -> int:
+        """Shared memory that a block may have, in bytes."""
+
+
+def library(backend: str) -> Library:
+    """The loaded library of ``"cuda"`` or ``"simt"``."""
+    loaded: Library = importlib.import_module(f"mobilevit_kernels.{backend}").library()
+    return loaded
+
+
+def source_folder() -> Path | None:
+    """csrc/ of this installation or checkout; None where it is not there."""
+    package = Path(__file__).resolve().parent.parent
+    for folder in (package / "csrc", package.parent / "csrc"):
+        if (folder / "launchers.h").is_file():
+            return folder
+    return None
+
+
+def refusal(backend: str, stage: str, weights: StageWeights | None, dtype: torch.dtype) -> str | None:
+    """Why the CUDA kernels cannot serve these weights; None: they can."""
+    if stage not in STAGES:
+        return f"it has no CUDA kernel in this version (CUDA kernels: {', '.join(STAGES)})"
+    if dtype not in DTYPES:
+        return f"the CUDA kernels compute in float16 and bfloat16, not in {str(dtype).removeprefix('torch.')}"
+    if isinstance(weights, InvertedResidualWeights):
+        hidden_channels, in_channels = weights.expand_weight.shape[:2]
+        for name, channels in (
+            ("in_channels", in_channels),
+            ("hidden_channels", hidden_channels),
+            ("out_channels", weights.project_weight.shape[0]),
+        ):
+            if channels % 8 != 0:
+                return f"{name}: expected a multiple of 8, got {channels}"
+    return None
+
+
+def stage_module(stage: str) -> ModuleType:
+    """The module of one stage."""
+    return importlib.import_module(f"mobilevit_kernels.native.{stage}")

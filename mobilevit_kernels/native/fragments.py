@@ -1,0 +1,28 @@
+"""Weight matrices in the order in which the lanes of a warp take them as B fragments of mma.sync.m16n8k16."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+__all__ = ["pad_to", "to_b_fragments"]
+
+
+def pad_to(x: Tensor, *sizes: int) -> Tensor:
+    """``x`` with zeros behind each axis up to ``sizes``."""
+    padded = x.new_zeros(sizes)
+    padded[tuple(slice(0, size) for size in x.shape)] = x
+    return padded
+
+
+def to_b_fragments(matrix: Tensor) -> Tensor:
+    """Reorders a (K, N) matrix, zero-padded to multiples of 16, so that one 16-byte load gives a lane two n8 tiles.
+
+    With g = lane // 4 and t = lane % 4, lane's eight values of k-step s and column pair p are
+    ``matrix[16·s + 2·t + 8·r + h, 16·p + 8·j + g]`` for (j, r, h) in lexicographic order.
+
+    Returns:
+        (K/16, N/16, 32, 8): k-step, pair of n-tiles, lane, the eight values.
+    """
+    depth, columns = (-(-size // 16) * 16 for size in matrix.shape)
+    tiles = pad_to(matrix, depth, columns).reshape(depth // 16, 2, 4, 2, columns // 16, 2, 8)  # s, r, t, h, p, j, g
+    return tiles.permute(0, 4, 6, 2, 5, 1, 3).reshape(depth // 16, columns // 16, 32, 8)

@@ -1,0 +1,163 @@
+"""The simulator's library through ctypes: launches on CPU tensors, counters, traffic of each buffer."""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Counters", "SimtLibrary", "SimulatorFault", "Traffic"]
+
+SHARED_LIMIT = 232448  # bytes of shared memory a block may have on sm_90
+
+
+class SimulatorFault(RuntimeError):
+    """The simulator found a fault in a kernel; the message names the place, the thread and the reason."""
+
+
+@dataclass(frozen=True)
+class Counters:
+    """Exact counts since the last reset; csrc/simt/runtime.h explains each."""
+
+    blocks: int
+    global_read_bytes: int
+    global_write_bytes: int
+    global_read_sectors: int
+    global_write_sectors: int
+    shared_load_wavefronts: int
+    shared_load_conflicts: int
+    shared_store_wavefronts: int
+    shared_store_conflicts: int
+    matrix_load_wavefronts: int
+    matrix_load_conflicts: int
+    async_copy_wavefronts: int
+    async_copy_conflicts: int
+    mma_m16n8k16: int
+    mma_m16n8k8: int
+    mufu: int
+    pair_arithmetic: int
+    shuffles: int
+    block_barriers: int
+    warp_barriers: int
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes of one buffer: read by lanes, distinct bytes read (in whole sectors of 32), written by lanes."""
+
+    read: int = 0
+    read_distinct: int = 0
+    written: int = 0
+
+
+class _InvertedResidualArguments(ctypes.Structure):
+    _fields_ = (
+        ("x", ctypes.c_void_p),
+        ("weights", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("y", ctypes.c_void_p),
+        ("batch", ctypes.c_int),
+        ("height", ctypes.c_int),
+        ("width", ctypes.c_int),
+        ("in_channels", ctypes.c_int),
+        ("hidden_channels", ctypes.c_int),
+        ("out_channels", ctypes.c_int),
+        ("stride", ctypes.c_int),
+        ("dilation", ctypes.c_int),
+        ("chunk", ctypes.c_int),
+        ("residual", ctypes.c_bool),
+        ("bfloat16", ctypes.c_bool),
+    )
+
+
+_ARGUMENTS: dict[str, Any] = {"inverted_residual": _InvertedResidualArguments}
+
+
+class SimtLibrary:
+    """The loaded simulator. One launch runs at a time, whichever thread asks."""
+
+    def __init__(self, path: Path) -> None:
+        self._library = ctypes.CDLL(str(path))
+        self._library.mvk_last_error.restype = ctypes.c_char_p
+        self._library.mvk_set_seed.argtypes = [ctypes.c_uint64]
+        self._library.mvk_add_buffer.argtypes = [ctypes.c_char_p, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int]
+        self._lock = threading.Lock()
+        self._shared_limit = SHARED_LIMIT
+        #: Traffic of each buffer of the last launch, by name.
+        self.traffic: dict[str, Traffic] = {}
+
+    def launch(
+        self, stage: str, inputs: Mapping[str, Tensor], output: Tensor, sizes: Mapping[str, int], bfloat16: bool
+    ) -> None:
+        """Runs a stage; see :class:`mobilevit_kernels.native.Library`.
+
+        Raises:
+            SimulatorFault: the kernel did what a GPU would punish.
+            ValueError: the launcher refused the arguments.
+        """
+        arguments = _ARGUMENTS[stage](bfloat16=bfloat16, y=output.data_ptr(), **sizes)
+        for name, tensor in inputs.items():
+            setattr(arguments, name, tensor.data_ptr())
+        self.run_raw(f"mvk_{stage}", [ctypes.byref(arguments)], inputs, {"y": output})
+
+    def run_raw(
+        self, function: str, arguments: list[Any], inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]
+    ) -> None:
+        """Calls a C function of the library with these buffers registered, and raises what it reports."""
+        with self._lock:
+            try:
+                for tensors, is_output in ((inputs, 0), (outputs, 1)):
+                    for name, tensor in tensors.items():
+                        size = tensor.numel() * tensor.element_size()
+                        self._library.mvk_add_buffer(name.encode(), tensor.data_ptr(), size, is_output)
+                code = getattr(self._library, function)(*arguments)
+                message = self._library.mvk_last_error().decode(errors="replace") if code != 0 else ""
+                names = [*inputs, *outputs]
+                self.traffic = {name: self._traffic_of(index) for index, name in enumerate(names)}
+            finally:
+                self._library.mvk_clear_buffers()
+        if code == 4:
+            raise SimulatorFault(message)
+        if code != 0:
+            raise ValueError(message)
+
+    def _traffic_of(self, index: int) -> Traffic:
+        values = (ctypes.c_uint64 * 3)()
+        self._library.mvk_buffer_traffic(index, values)
+        return Traffic(*values)
+
+    def shared_bytes(self, stage: str, *sizes: int) -> int:
+        """Shared memory of a block in bytes."""
+        needed: int = getattr(self._library, f"mvk_{stage}_shared_bytes")(*sizes)
+        return needed
+
+    def shared_limit(self, device: torch.device) -> int:
+        """Shared memory that a simulated block may have, in bytes: that of sm_90 unless set otherwise."""
+        return self._shared_limit
+
+    def set_shared_limit(self, limit: int = SHARED_LIMIT) -> None:
+        """Simulates a GPU whose blocks have ``limit`` bytes of shared memory."""
+        self._shared_limit = limit
+        self._library.mvk_set_shared_limit(limit)
+
+    def set_seed(self, seed: int) -> None:
+        """Chooses the interleaving of warps and lanes of the launches to come."""
+        self._library.mvk_set_seed(seed)
+
+    def counters(self) -> Counters:
+        """What was counted since the last reset."""
+        values = (ctypes.c_uint64 * len(dataclasses.fields(Counters)))()
+        count = self._library.mvk_counters(values, len(values))
+        assert count == len(values), "Counters is out of step with csrc/simt/runtime.h"
+        return Counters(*values)
+
+    def reset_counters(self) -> None:
+        """Starts all counters from zero."""
+        self._library.mvk_reset_counters()

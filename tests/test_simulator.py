@@ -1,0 +1,185 @@
+"""The SIMT simulator: planted faults are caught and named, correct kernels pass under every schedule."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from mobilevit_kernels import simt
+from mobilevit_kernels.simt import Counters, SimulatorFault, _build
+
+pytestmark = pytest.mark.skipif(not simt.status().available, reason=simt.status().reason)
+
+# In the order of csrc/testing/planted.cu: name, what the message has to say (None: nothing is reported).
+PLANTED = [
+    ("none", None),
+    # A reader that runs ahead of the writer meets memory that is not there yet, one that runs behind it meets a race.
+    (
+        "missing block barrier",
+        r"planted.cu:\d+: warp \d lane \d+, block \(0, 0\): "
+        r"(race on shared region 'ring'.*sync_block|"
+        r".*'ring' byte \d+: read.*(nothing was written|before the copy_async))",
+    ),
+    (
+        "wait dropped",
+        r"planted.cu:\d+: warp \d lane \d+.*'ring' byte \d+: read before the copy_async_wait .*planted.cu",
+    ),
+    (
+        "wait off by one",
+        r"planted.cu:\d+: warp \d lane \d+.*'ring' byte \d+: read before the copy_async_wait .*planted.cu",
+    ),
+    (
+        "slot reused too early",
+        r"planted.cu:\d+: warp \d lane \d+.*(race on shared region 'ring'|'ring' byte \d+: read before)",
+    ),
+    (
+        "skipped barrier",
+        r"skipped barrier: .* warp 1 (all )?lanes.* left the kernel|"
+        r"deadlock(.|\n)*warp 0 all lanes: waiting at sync_block",
+    ),
+    ("divergent barrier", r"planted.cu:\d+: warp \d lane \d+.*divergent barrier: .*planted.cu:\d+"),
+    (
+        "missing warp barrier",
+        r"planted.cu:\d+: warp 0 lane \d+.*"
+        r"(race on shared region 'words'.*sync_warp|'words' byte \d+: read, but nothing)",
+    ),
+    (
+        "missing warp barrier before ldmatrix",
+        r"planted.cu:\d+: warp 0 lane \d+.*race on shared region 'rows'.*sync_warp",
+    ),
+    (
+        "overlapping regions",
+        r"planted.cu:\d+: warp 0 lane \d+.*'words' byte \d+: .*last written as region 'rows'.*overlap",
+    ),
+    ("shared out of bounds", r"planted.cu:\d+: warp 0 lane 31.*'words' out of bounds: bytes 128 … 131 of 128"),
+    ("uninitialised shared", r"planted.cu:\d+: warp 0 lane \d+.*'rows' byte \d+: read, but nothing was written"),
+    ("global read out of bounds", r"planted.cu:\d+: warp 0 lane \d+.*global buffer 'in' out of bounds: .* of 1024"),
+    ("global write out of bounds", r"planted.cu:\d+: warp 0 lane \d+.*global buffer 'out' out of bounds: .* of 1024"),
+    ("misaligned", r"planted.cu:\d+: warp 0 lane \d+.*global buffer 'in' misaligned: 8 bytes"),
+    ("two blocks, one output", r"planted.cu:\d+: warp 0 lane \d+, block \(1, 0\): race on global buffer 'out'"),
+    ("divergent shuffle", r"divergence: lane \d+ is at \w+ here while lane \d+ waits at"),
+    (
+        "unwritten global",
+        r"planted.cu:\d+: warp 0 lane \d+.*global buffer 'out' byte \d+: read, but nothing was written",
+    ),
+    ("write to input", r"planted.cu:\d+: warp 0 lane \d+.*global buffer 'in' is an input and is written"),
+    (
+        "early exit",
+        r"deadlock(.|\n)*warp 0 lanes? 0-6 8-31: waiting at shuffle_xor \(planted.cu:\d+\)"
+        r"(.|\n)*lanes? 7: left the kernel",
+    ),
+    ("write under copy", r"planted.cu:\d+: warp \d lane \d+.*'ring' byte \d+: written while .*copy_async"),
+    ("bank conflicts", None),
+]
+
+
+def run_planted(fault: int, seed: int) -> Counters:
+    library = simt.library()
+    library.set_seed(seed)
+    library.reset_counters()
+    source = torch.arange(256, dtype=torch.int32)
+    target = torch.full((256,), -1, dtype=torch.int32)
+    arguments = [fault, ctypes.c_void_p(source.data_ptr()), ctypes.c_void_p(target.data_ptr())]
+    library.run_raw("mvk_planted", arguments, {"in": source}, {"out": target})
+    return library.counters()
+
+
+@pytest.mark.parametrize("fault", range(1, len(PLANTED)), ids=[name.replace(" ", "_") for name, _ in PLANTED[1:]])
+def test_a_planted_fault_is_named_under_every_schedule(fault: int) -> None:
+    message = PLANTED[fault][1]
+    if message is None:
+        pytest.skip("shown by a counter, not by a report")
+    for seed in range(10):
+        with pytest.raises(SimulatorFault, match=message):
+            run_planted(fault, seed)
+
+
+def test_correct_kernels_pass_under_100_schedules() -> None:
+    expected = run_planted(0, 0)
+    for seed in range(1, 100):
+        assert run_planted(0, seed) == expected  # the counters do not depend on the schedule either
+
+
+def test_counters_of_a_known_kernel() -> None:
+    counted = run_planted(0, 0)
+    assert counted.blocks == 2 + 2
+    # Ring: 2 blocks × 64 threads × 4 copies of 16 bytes; exchange: 2 blocks × 32 lanes × 4 bytes.
+    assert counted.global_read_bytes == 2 * 64 * 4 * 16 + 2 * 32 * 4
+    assert counted.global_write_bytes == 2 * 64 * 4 + 2 * 32 * 4
+    assert counted.global_write_sectors == (2 * 64 + 2 * 32) * 4 // 32
+    # Two lanes fetch the same 16 bytes, which lie 64 bytes apart: 16 sectors a warp and copy.
+    assert counted.global_read_sectors == 2 * 2 * 4 * 16 + 2 * 4
+    assert counted.block_barriers == 2 * 9
+    assert counted.warp_barriers == 2 * 3
+    assert counted.shuffles == 2
+    assert counted.matrix_load_wavefronts == 2 * 4
+
+
+def test_bank_conflicts_show_in_the_counter() -> None:
+    assert run_planted(0, 0).matrix_load_conflicts == 0
+    # Rows 64 bytes apart: of eight rows four fall on the same banks, in each of the four matrices.
+    assert run_planted(len(PLANTED) - 1, 0).matrix_load_conflicts == 2 * 4 * 3
+
+
+def test_faults_leave_the_simulator_usable() -> None:
+    expected = run_planted(0, 3)
+    with pytest.raises(SimulatorFault):
+        run_planted(1, 3)
+    assert run_planted(0, 3) == expected
+
+
+def test_memory_that_nobody_registered_is_refused() -> None:
+    source = torch.zeros(256, dtype=torch.int32)
+    arguments = [0, ctypes.c_void_p(source.data_ptr()), ctypes.c_void_p(source.data_ptr() + (1 << 30))]
+    with pytest.raises(SimulatorFault, match="no registered buffer"):
+        simt.library().run_raw("mvk_planted", arguments, {"in": source}, {})
+
+
+SANITIZED = """
+import ctypes, sys
+from pathlib import Path
+import torch
+from mobilevit_kernels.simt import SimtLibrary, SimulatorFault, _build
+library = SimtLibrary(_build.build(sanitize=True))
+source, target = torch.arange(256, dtype=torch.int32), torch.zeros(256, dtype=torch.int32)
+for fault in (0, 1, 5, 0):
+    arguments = [fault, ctypes.c_void_p(source.data_ptr()), ctypes.c_void_p(target.data_ptr())]
+    try:
+        library.run_raw("mvk_planted", arguments, {"in": source}, {"out": target})
+    except SimulatorFault:
+        assert fault != 0
+from mobilevit_kernels import simt
+simt.library = lambda: library
+from mobilevit_kernels import ops
+from mobilevit_kernels.verify import StageCase
+for stride in (1, 2):
+    x, weights, options = StageCase("inverted_residual", (24, 40, 24), (1, 24, 9, 7), {"stride": stride}).build()
+    ops.inverted_residual(x.half(), weights, **options, backend="simt")
+print("clean")
+"""
+
+
+def test_sanitizers_find_nothing() -> None:
+    """The simulator and a whole stage under AddressSanitizer and UBSan, in a process that preloads libasan."""
+    compiler = (_build.find_compiler() or "g++").split()[0]
+    preload = subprocess.run([compiler, "-print-file-name=libasan.so"], capture_output=True, text=True).stdout.strip()
+    if not os.path.isabs(preload):
+        pytest.skip("this compiler comes without libasan")
+    # With the C++ library beside it: AddressSanitizer looks for __cxa_throw before anything loads it.
+    runtime = subprocess.run(
+        [compiler, "-print-file-name=libstdc++.so.6"], capture_output=True, text=True
+    ).stdout.strip()
+    environment = {
+        **os.environ,
+        "LD_PRELOAD": f"{preload} {runtime}",
+        "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0:abort_on_error=0:exitcode=1",
+        "PYTHONPATH": os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH", "")])),
+    }
+    done = subprocess.run([sys.executable, "-c", SANITIZED], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert "clean" in done.stdout

@@ -1,0 +1,111 @@
+"""Registers, spills, shared memory and local-memory traffic in loops of every kernel, per architecture.
+
+    python tools/kernel_resources.py            compiles csrc/*.cu and prints the table
+    python tools/kernel_resources.py --write    … and writes csrc/resources.json, which the tests hold the kernels to
+
+Needs nvcc, and nvdisasm and cuobjdump (the triton package has both). Dynamic shared memory depends on the shape and is
+in ``mobilevit-kernels counters``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+TABLE = ROOT / "csrc" / "resources.json"
+ARCHITECTURES = ("80", "90a")
+
+
+def find_tool(name: str) -> str | None:
+    """A CUDA tool on the PATH or in the triton package."""
+    if found := shutil.which(name):
+        return found
+    triton = importlib.util.find_spec("triton")
+    for folder in (triton.submodule_search_locations or []) if triton else []:
+        path = Path(folder) / "backends" / "nvidia" / "bin" / name
+        if path.exists():
+            return str(path)
+    return None
+
+
+def run(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
+    return done.stdout
+
+
+def short_name(mangled: str) -> str:
+    """``inverted_residual float16 stride 2, 8 tiles, large`` from a mangled kernel name."""
+    config = re.search(r"InvertedResidualConfigI(6__half|13__nv_bfloat16)Li(\d+)ELi(\d+)ELb([01])E", mangled)
+    if config is None:
+        return mangled
+    dtype, stride, tiles, large = config.groups()
+    size = "large" if large == "1" else "small"
+    return f"inverted_residual {'float16' if 'half' in dtype else 'bfloat16'} stride {stride}, {tiles} tiles, {size}"
+
+
+def local_accesses_in_loops(sass: str) -> int:
+    """LDL and STL between the target of a backward branch and the branch."""
+    labels: dict[str, int] = {}
+    lines = sass.splitlines()
+    for i, line in enumerate(lines):
+        if label := re.match(r"\s*(\.L_x_\d+):", line):
+            labels[label[1]] = i
+    in_loop: set[int] = set()
+    for i, line in enumerate(lines):
+        branch = re.search(r"\bBRA\b.*`\((\.L_x_\d+)\)", line)
+        # A branch to itself after EXIT pads the code; it is no loop.
+        if branch and labels.get(branch[1], i) < i - 1:
+            in_loop.update(range(labels[branch[1]], i))
+    return sum(bool(re.search(r"\b(LDL|STL)\b", lines[i])) for i in in_loop)
+
+
+def measure(architecture: str) -> dict[str, dict[str, int]]:
+    """The figures of every kernel in csrc/*.cu for one architecture."""
+    rows: dict[str, dict[str, int]] = {}
+    nvcc, nvdisasm, cuobjdump = (find_tool(tool) for tool in ("nvcc", "nvdisasm", "cuobjdump"))
+    if nvcc is None or nvdisasm is None or cuobjdump is None:
+        raise RuntimeError("nvcc, nvdisasm and cuobjdump are needed")
+    with tempfile.TemporaryDirectory() as scratch:
+        for source in sorted((ROOT / "csrc").glob("*.cu")):
+            cubin = str(Path(scratch) / f"{source.stem}.cubin")
+            gencode = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
+            run(nvcc, "-std=c++17", "-O3", gencode, '-DMVK_ARCHITECTURES=""', "-cubin", "-o", cubin, str(source))
+            for name, usage in re.findall(r"Function (\w+):\n\s*(.*)", run(cuobjdump, "--dump-resource-usage", cubin)):
+                figures = dict(re.findall(r"(\w+):(\d+)", usage))
+                rows[short_name(name)] = {
+                    "registers": int(figures["REG"]),
+                    "stack_bytes": int(figures["STACK"]),
+                    "static_shared_bytes": int(figures["SHARED"]),
+                }
+            for section in re.split(r"(?=\.section\s+\.text\.)", run(nvdisasm, "-c", cubin))[1:]:
+                name = re.match(r"\.section\s+\.text\.(\w+)", section)
+                assert name is not None
+                rows[short_name(name[1])]["local_accesses_in_loops"] = local_accesses_in_loops(section)
+    return dict(sorted(rows.items()))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help=f"write {TABLE.relative_to(ROOT)}")
+    arguments = parser.parse_args()
+    table = {f"sm_{architecture}": measure(architecture) for architecture in ARCHITECTURES}
+    for architecture, rows in table.items():
+        for name, figures in rows.items():
+            print(f"{architecture:8} {name:55} " + "  ".join(f"{key} {value}" for key, value in figures.items()))
+    if arguments.write:
+        TABLE.write_text(json.dumps(table, indent=1) + "\n")
+        print(f"wrote {TABLE}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
