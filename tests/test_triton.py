@@ -186,14 +186,18 @@ def test_nothing_is_written_outside_the_output(case: StageCase, monkeypatch: pyt
         assert buffer[margin : margin + count].isfinite().all()
 
 
-def test_tf32_only_where_pytorch_allows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tf32_only_where_pytorch_allows_it() -> None:
     from mobilevit_kernels.triton._launch import precision
 
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
-    assert precision(torch.float32) == "ieee"
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
-    assert precision(torch.float32) == "tf32"
-    assert precision(torch.float16) == "ieee"
+    allowed = torch.backends.cuda.matmul.allow_tf32
+    try:  # monkeypatch cannot: the attribute is made up by its module's __getattr__
+        torch.backends.cuda.matmul.allow_tf32 = False
+        assert precision(torch.float32) == "ieee"
+        torch.backends.cuda.matmul.allow_tf32 = True
+        assert precision(torch.float32) == "tf32"
+        assert precision(torch.float16) == "ieee"
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = allowed
 
 
 # --- launches --------------------------------------------------------------------------------------------------------

@@ -59,9 +59,13 @@ def unfold_attention_fold(
     return _launch(qkv, num_heads, patch_height, patch_width, float(scale), chosen)
 
 
-@torch.compiler.assume_constant_result  # torch.compile cannot trace the imports behind a backend's status
 def _choose(backend: str, dtype: torch.dtype, device: torch.device) -> str:
     return registry.choose(backend, "unfold_attention_fold", None, dtype, device).backend
+
+
+# torch.compile cannot trace the imports behind a backend's status. This is what torch.compiler.assume_constant_result
+# sets; calling that would import torch._dynamo along with this package.
+_choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _run(qkv: Tensor, num_heads: int, patch_height: int, patch_width: int, scale: float, backend: str) -> Tensor:
