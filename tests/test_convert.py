@@ -362,6 +362,8 @@ def test_timm_head_of_the_users_own_is_kept() -> None:
     for change in (
         lambda m: setattr(m.head, "fc", nn.Sequential(nn.Linear(320, 20), nn.ReLU(), nn.Linear(20, 7))),
         lambda m: setattr(m, "head", nn.Flatten(1)),
+        lambda m: setattr(m.head, "drop", nn.Tanh()),
+        lambda m: setattr(m.head, "fc", LoRALinear(m.head.fc)),
         lambda m: setattr(m, "head", Scaled(320, 7)),
         hooked,
     ):
@@ -690,6 +692,19 @@ def special_refusals() -> list[Any]:
         ("timm", replace("stages.1", lambda m: nn.ModuleList(m)), "stages.1", "ModuleList"),
         ("timm", at(f"{T}.conv_1x1", rebias), f"{T}.conv_1x1", "bias"),
         ("timm", replace("stem.aa", lambda _: nn.AvgPool2d(2)), "stem.aa", "AvgPool2d"),
+        (
+            "timm",
+            replace(f"{T}.conv_fusion.conv", with_conv(dilation=2, padding=2)),
+            f"{T}.conv_fusion.conv",
+            "dilation",
+        ),
+        ("timm", replace("stem.bn.act", lambda _: nn.Identity()), "stem.conv", "expected SiLU"),
+        (
+            "timm",
+            replace("stages.0.0.conv3_1x1.bn.act", lambda _: nn.SiLU()),
+            "stages.0.0.conv3_1x1.conv",
+            "expected no activation",
+        ),
         ("transformers", at("", override_in_class("forward")), "", "forward"),
         ("transformers", at(H, override_in_class("unfolding")), H, "unfolding"),
         ("transformers", at("mobilevit", override_in_class("forward")), "mobilevit", "forward"),
@@ -795,8 +810,14 @@ def semobilevit() -> nn.Module:
         (lambda: MobileViTV2Model(MobileViTV2Config(width_multiplier=0.5)), "MobileViTv2"),
         (lambda: MobileViTV2ForImageClassification(MobileViTV2Config(width_multiplier=0.5)), "MobileViTv2"),
         (lambda: timm.create_model("mobilevit_xxs", act_layer="relu"), "ReLU"),
-        (lambda: timm.create_model("mobilevit_xxs", features_only=True, feature_cls="hook"), "FeatureHookNet"),
-        (lambda: timm.create_model("mobilevit_xxs", features_only=True, feature_cls="dict"), "FeatureDictNet"),
+        (
+            lambda: timm.create_model("mobilevit_xxs", features_only=True, feature_cls="hook"),
+            "FeatureHookNet.*feature_cls",
+        ),
+        (
+            lambda: timm.create_model("mobilevit_xxs", features_only=True, feature_cls="dict"),
+            "FeatureDictNet.*feature_cls",
+        ),
         (lambda: timm.create_model("resnet18", features_only=True), "conv1"),
         (lambda: timm.create_model("gernet_s"), "ReLU"),
         (lambda: timm.create_model("regnetz_b16"), r"stages\.0\.0 \(BottleneckBlock\): not a block of MobileViT"),

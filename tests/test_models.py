@@ -74,7 +74,7 @@ def test_error_in_bfloat16_over_16_seeds(source: str, name: str, whole: bool) ->
     for seed in range(16):
         # Layer 5 has 4 tokens a sequence at 128×128; an odd map every fourth time.
         size = 120 if seed % 4 == 3 else 128
-        x = images(1, size, size, seed=seed).bfloat16()
+        x = images(4, size, size, seed=seed).bfloat16()
         stock = (timm_model if source == "timm" else transformers_model)(name, seed=seed)
         low = copy.deepcopy(stock).bfloat16()
         if whole:

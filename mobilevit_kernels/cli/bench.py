@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import datetime
 from typing import Any
 
 import click
 import torch
 
 from mobilevit_kernels.cli import _common
+from mobilevit_kernels.cli.info import cpu_name, gather
 from mobilevit_kernels.config import CONFIGS
 
 __all__ = ["bench", "print_records"]
@@ -54,7 +56,14 @@ def bench(
     for name, batch in _common.track(jobs, "timing", total=len(jobs)):
         records += bench_model(name, batch, size=size, dtype=compute, device=where, backend=backend, rounds=rounds)
     if as_json:
-        _common.print_json({"device": str(where), "threads": torch.get_num_threads(), "records": records})
+        versions = gather()["versions"]
+        meta = {
+            "device": torch.cuda.get_device_name(where) if where.type == "cuda" else cpu_name(),
+            "threads": torch.get_num_threads(),
+            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "versions": versions,
+        }
+        _common.print_json({"meta": meta, "records": records})
     else:
         print_records(f"{where}, {size}×{size}, {rounds} rounds, times in ms", records)
     if not all(record["parity"] for record in records):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
+from pathlib import Path
 from typing import Any
 
 import click
@@ -12,7 +14,7 @@ import torch
 from mobilevit_kernels import __version__, registry
 from mobilevit_kernels.cli import _common
 
-__all__ = ["info"]
+__all__ = ["cpu_name", "gather", "info"]
 
 _PACKAGES = ("torch", "triton", "timm", "transformers", "safetensors", "numpy")
 
@@ -38,6 +40,16 @@ def info(as_json: bool) -> None:
     )
 
 
+def cpu_name() -> str:
+    """The processor's name and its number of cores."""
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        models = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        name = models[0].split(":", 1)[1].strip() if models else name
+    return f"{name}, {os.cpu_count()} cores"
+
+
 def gather() -> dict[str, Any]:
     """Versions, devices and backend statuses as plain data."""
     versions = {"mobilevit_kernels": __version__, "python": platform.python_version()}
@@ -50,7 +62,7 @@ def gather() -> dict[str, Any]:
     devices = [
         {
             "device": "cpu",
-            "name": platform.processor() or platform.machine(),
+            "name": cpu_name(),
             "capability": torch.backends.cpu.get_cpu_capability(),
             "memory": "",
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from mobilevit_kernels import registry
@@ -54,8 +55,13 @@ def unfold_attention_fold(
     _checks.check_divides("patch_size", patch_width, "qkv's width", qkv.shape[3])
     if scale is None:
         scale = (qkv.shape[1] // (3 * num_heads)) ** -0.5
-    choice = registry.choose(backend, "unfold_attention_fold", None, qkv.dtype, qkv.device)
-    return _launch(qkv, num_heads, patch_height, patch_width, float(scale), choice.backend)
+    chosen = _choose(backend, qkv.dtype, qkv.device)
+    return _launch(qkv, num_heads, patch_height, patch_width, float(scale), chosen)
+
+
+@torch.compiler.assume_constant_result  # torch.compile cannot trace the imports behind a backend's status
+def _choose(backend: str, dtype: torch.dtype, device: torch.device) -> str:
+    return registry.choose(backend, "unfold_attention_fold", None, dtype, device).backend
 
 
 def _run(qkv: Tensor, num_heads: int, patch_height: int, patch_width: int, scale: float, backend: str) -> Tensor:

@@ -23,8 +23,9 @@ def silu(b_x):
 @triton.jit
 def narrow(b_x, DTYPE: tl.constexpr):
     """float32 values in the storage dtype, rounded to nearest even."""
-    if INTERPRETED:
-        if DTYPE == tl.bfloat16:  # the interpreter cuts the lower bits off: round beforehand, what is cut is then zero
+    if INTERPRETED:  # noqa: SIM102 (each condition is one of compile time)
+        # The interpreter cuts the lower bits off: rounded beforehand, what it cuts is zero.
+        if DTYPE == tl.bfloat16:  # noqa: SIM300
             b_bits = b_x.to(tl.int32, bitcast=True)
             b_bits = (b_bits + 0x7FFF + ((b_bits >> 16) & 1)) & -0x10000
             b_x = tl.where(b_x == b_x, b_bits.to(tl.float32, bitcast=True), b_x)

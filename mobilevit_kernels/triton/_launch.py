@@ -1,4 +1,4 @@
-"""From a stage's ``run`` to the GPU: device, architecture, matrix precision, and a record of launches for those who ask.
+"""From a stage's ``run`` to the GPU: device, architecture, matrix precision, and a record of launches on request.
 
 Recording serves the ahead-of-time compiles and the launch counts: on tensors of the meta device a stage plans exactly
 what it would launch, and nothing runs.
@@ -94,6 +94,4 @@ def launch(kernel: Any, grid: tuple[int, ...], tensors: Sequence[Any], config: L
         return
     # Triton launches on the current device, which need not be the tensors'.
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-        kernel[grid](
-            *tensors, **constants, num_warps=config.num_warps, num_stages=config.num_stages, **COMPILE_OPTIONS
-        )
+        kernel[grid](*tensors, **constants, num_warps=config.num_warps, num_stages=config.num_stages, **COMPILE_OPTIONS)

@@ -1,6 +1,8 @@
 """Linear layer on rows, the kernel behind every 1×1 convolution and linear of the network.
 
-    out = [residual +] act(norm(x) @ weight [+ bias])        norm: LayerNorm without affine, or nothing; act: SiLU or nothing
+    out = [residual +] act(norm(x) @ weight [+ bias])
+
+with norm: LayerNorm without affine, or nothing; act: SiLU, or nothing.
 
 Layouts: x (rows, K), rows X_STRIDE values apart: an NHWC map is such a matrix, a row a pixel; weight (K, N), so that a
     tile's columns are contiguous; bias (N,) float32; residual and out (rows, N). ``out`` may be ``residual`` itself: a

@@ -1,9 +1,9 @@
 """Ahead-of-time compiles: what each kernel costs on an architecture, without a GPU.
 
-``python -m mobilevit_kernels.triton.aot --arch 90`` plans the published networks on tensors of the meta device, at batch
-1 and 256, 256×256, and compiles each distinct kernel × configuration × dtype of the plan once, in its widest form. For
-each it reports registers, shared memory, stack, matrix instructions and local-memory instructions, those inside a loop
-apart: spills in a loop are an error, as is shared memory beyond what the architecture has.
+``python -m mobilevit_kernels.triton.aot --arch 90`` plans the published networks on tensors of the meta device, at
+batch 1 and 256, 256×256, and compiles each distinct kernel × configuration × dtype of the plan once, in its widest
+form. For each it reports registers, shared memory, stack, matrix instructions and local-memory instructions, those
+inside a loop apart: spills in a loop are an error, as is shared memory beyond what the architecture has.
 
 Needs triton's own tools only (ptxas, cuobjdump and nvdisasm come with the package), and TRITON_INTERPRET unset.
 """
@@ -200,9 +200,7 @@ def _in_loops(code: list[tuple[int, str]]) -> int:
         target = re.search(r"\bBRA\b.*?0x([0-9a-f]+)", text)
         if target and int(target.group(1), 16) < address:
             loops.append((int(target.group(1), 16), address))
-    return sum(
-        any(first <= address <= last for first, last in loops) for address, text in code if _LOCAL.search(text)
-    )
+    return sum(any(first <= address <= last for first, last in loops) for address, text in code if _LOCAL.search(text))
 
 
 def compile_case(case: Case, arch: int) -> Usage:
@@ -278,9 +276,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("TRITON_INTERPRET is set: kernels cannot be compiled in Triton's interpreter")
 
     jobs = [
-        (options.arch, i)
-        for i, case in enumerate(cases(options.arch))
-        if options.match in f"{case.name} {case.dtype}"
+        (options.arch, i) for i, case in enumerate(cases(options.arch)) if options.match in f"{case.name} {case.dtype}"
     ]
     start = time.monotonic()
     rows, failures = [], 0

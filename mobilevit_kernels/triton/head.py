@@ -97,7 +97,8 @@ def run(x: Tensor, packed: Packed, *, pool: bool) -> Tensor:
     )
     if not classifier:
         return pooled
-    return linear(pooled, *classifier, x.new_empty((batch, num_classes)), batch)
+    fc_weight, fc_bias = classifier
+    return linear(pooled, fc_weight, fc_bias, x.new_empty((batch, num_classes)), batch)
 
 
 def variant(packed: Packed) -> str:

@@ -4,10 +4,10 @@
 
 Layouts: images of any strides, so NCHW and NHWC alike, float or uint8; out (B, H/2, W/2, N) NHWC; weight (9·C, N); bias
     (N,) float32; statistics (2, C) float32, mean over std. A uint8 value v stands for v / 255; normalisation is
-    (image − mean) / std in float32, then rounded to the compute dtype. The padding is zero *after* it, hence a mask here
-    and not a term folded into the bias, which would be wrong at the border.
-A program owns BLOCK_M consecutive output pixels × BLOCK_N channels. The 27 inputs of a pixel are one row of the implicit
-    matrix product, gathered in chunks of BLOCK_K.
+    (image − mean) / std in float32, then rounded to the compute dtype. The padding is zero *after* it, hence a mask
+    here and not a term folded into the bias, which would be wrong at the border.
+A program owns BLOCK_M consecutive output pixels × BLOCK_N channels. The 27 inputs of a pixel are one row of the
+    implicit matrix product, gathered in chunks of BLOCK_K.
 Per output: 18·C flops; bytes 4·C·itemsize(image)/N + itemsize. Device memory binds.
 """
 
@@ -71,7 +71,9 @@ def stem_kernel(
         m_k = o_k < 9 * C
         m_inside = (o_in_y >= 0) & (o_in_y < height) & (o_in_x >= 0) & (o_in_x < width)
         m_in = m_pixel[:, None] & m_k[None, :] & m_inside
-        o_in = o_image[:, None] * stride_b + o_in_y * stride_y + o_in_x * stride_x + o_c.to(tl.int64)[None, :] * stride_c
+        o_in = (
+            o_image[:, None] * stride_b + o_in_y * stride_y + o_in_x * stride_x + o_c.to(tl.int64)[None, :] * stride_c
+        )
         b_image = tl.load(image_ptr + o_in, mask=m_in, other=0).to(tl.float32)  # (M, K)
         if BYTES:
             b_image = b_image / 255.0

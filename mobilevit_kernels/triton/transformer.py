@@ -9,8 +9,8 @@
 
 Layouts: tokens stay in map order, (B·H·W, D): only attention cares about sequences, and it finds its tokens by address.
     Matrices (in, out), LayerNorm's affine folded into the one behind it; biases float32.
-The MLP's program owns BLOCK_M rows for all D channels and walks the hidden channels BLOCK_H at a time: fc1's chunk, after
-    SiLU, is fc2's left operand and never leaves the multiprocessor. D is no power of two in most networks, so that rows
+The MLP's program owns BLOCK_M rows for all D channels and walks the hidden channels BLOCK_H at a time: fc1's chunk,
+    after SiLU, is fc2's left operand and never leaves the multiprocessor. D is seldom a power of two, so that rows
     are held as two tiles, MAIN + TAIL (144 = 128 + 16), with little or no padding.
 Per row of the MLP: 4·D·HIDDEN flops, HIDDEN SiLUs, 2·itemsize·D bytes; weights from the L2, once per BLOCK_M rows. The
     matrix pipe and shared memory bind for large batches; for small ones the number of programs, rows / BLOCK_M.
