@@ -19,22 +19,13 @@ lint: $(VENV)/.lint  ## ruff and mypy.
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-<<<<<<< HEAD
-=======
-wheel: | $(VENV)/bin/python  ## dist/*.whl with the CUDA kernels for every supported GPU; needs an nvcc.
-	MVK_BUILD_CUDA=1 MVK_CUDA_ARCHITECTURES="80;86;89;90a;100;120;120-ptx" $(BIN)/python -m pip wheel --no-deps -w dist .
-
->>>>>>> simt
 aot: $(VENV)/.test  ## Compile every Triton kernel ahead of time for sm_80, sm_90 and sm_100; no GPU needed.
 	env -u TRITON_INTERPRET $(BIN)/python -m mobilevit_kernels.triton.aot --arch 90 --output docs/triton-aot-sm90.json
 	env -u TRITON_INTERPRET $(BIN)/python -m mobilevit_kernels.triton.aot --arch 80
 	env -u TRITON_INTERPRET $(BIN)/python -m mobilevit_kernels.triton.aot --arch 100
-<<<<<<< HEAD
 
 wheel: | $(VENV)/bin/python  ## dist/*.whl with the CUDA kernels for every supported GPU; needs an nvcc.
 	MVK_BUILD_CUDA=1 MVK_CUDA_ARCHITECTURES="80;86;89;90a;100;120;120-ptx" $(BIN)/python -m pip wheel --no-deps -w dist .
-=======
->>>>>>> simt
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
