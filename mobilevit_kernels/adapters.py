@@ -64,7 +64,9 @@ class TimmMobileViT(MobileViT):
         """Pool and classifier on the map that :meth:`forward_features` returns."""
         if self.stock_head is not None:
             features = x.to(self.compute_dtype)
-            return self.stock_head(features, pre_logits=pre_logits).to(x.dtype)
+            # As the stock model does: a head of the user's own need not know the argument.
+            options = {"pre_logits": True} if pre_logits else {}
+            return self.stock_head(features, **options).to(x.dtype)
         if self.global_pool == "":
             return x
         pooled = x.mean((2, 3))

@@ -60,18 +60,13 @@ def load(name: str) -> ModuleType:
     return importlib.import_module(f"mobilevit_kernels.{name}")
 
 
-def _status(name: str) -> Status:
-    status: Status = load(name).status()
-    return status
-
-
 def backends() -> dict[str, Status]:
     """Every backend with its status on this machine.
 
     Returns:
         ``{"cuda": Status(available, reason), "triton": …, "torch": …, "simt": …}``
     """
-    return {name: _status(name) for name in BACKENDS}
+    return {name: load(name).status() for name in BACKENDS}
 
 
 def check_name(backend: str) -> str:
@@ -84,10 +79,11 @@ def check_name(backend: str) -> str:
 def _obstacle(
     name: str, stage: str, weights: StageWeights | None, dtype: torch.dtype, device: torch.device
 ) -> str | None:
-    status = _status(name)
+    module = load(name)
+    status: Status = module.status()
     if not status.available:
         return status.reason
-    reason: str | None = load(name).refusal(stage, weights, dtype, device)
+    reason: str | None = module.refusal(stage, weights, dtype, device)
     return reason
 
 
