@@ -4,6 +4,9 @@ Kernels name their values by role: ``i_`` an index, ``o_`` offsets, ``m_`` a mas
 values; constants known at compile time are in capitals.
 """
 
+import inspect
+from typing import Any
+
 import triton
 import triton.language as tl
 from triton.runtime.jit import JITFunction
@@ -12,6 +15,29 @@ __all__ = ["INTERPRETED", "dot", "narrow", "row_statistics", "silu"]
 
 # Triton decides when a function is decorated, so its own library tells what TRITON_INTERPRET was at the first import.
 INTERPRETED = tl.constexpr(not isinstance(tl.cdiv, JITFunction))
+
+
+def _mend_interpreter() -> None:
+    """Lets loops have runtime bounds in the interpreter of Triton 3.6 and older.
+
+    There ``tensor.__index__`` is ``int(array of one element)``, an error from NumPy 2.5 on. The interpreter sets it
+    anew for each launch, so what is wrapped is the function that does.
+    """
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang_tensor
+    if "int(self.handle.data)" not in inspect.getsource(patch):
+        return
+
+    def patch_with_index(tensor: Any, *scope: Any) -> None:
+        patch(tensor, *scope)
+        tensor.__index__ = lambda self: self.handle.data.item()
+
+    interpreter._patch_lang_tensor = patch_with_index
+
+
+if INTERPRETED:
+    _mend_interpreter()
 
 
 @triton.jit
