@@ -235,10 +235,24 @@ def closure(case: StageCase):
     if weights is None:
         return lambda x: op(x, **options, backend="triton"), x
     packed = mvk.pack(weights, torch.float32, "cpu", "triton")
+    if "x2" in options:  # its batch has to follow x's
+        return lambda x: op(x, packed, x2=-x), x
     return lambda x: op(x, packed, **options), x
 
 
-@pytest.mark.parametrize("case", GRAPH_CASES, ids=lambda case: case.stage)
+def kernel_nodes(graph: torch.fx.Graph) -> list[str]:
+    """The names of this library's ops in a graph, in order."""
+    return [str(node.target).split(".")[1] for node in graph.nodes if str(node.target).startswith("mobilevit_kernels.")]
+
+
+def of_batch(x: torch.Tensor, batch: int) -> torch.Tensor:
+    return x[torch.arange(batch) % x.shape[0]].contiguous()
+
+
+graph_cases = pytest.mark.parametrize("case", GRAPH_CASES, ids=lambda case: case.stage)
+
+
+@graph_cases
 def test_one_node_under_torch_compile(case: StageCase) -> None:
     function, x = closure(case)
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
@@ -246,7 +260,43 @@ def test_one_node_under_torch_compile(case: StageCase) -> None:
         assert torch.equal(compiled(x), function(x))
 
 
-@pytest.mark.parametrize("case", GRAPH_CASES, ids=lambda case: case.stage)
+@graph_cases
+def test_a_dynamic_batch_is_compiled_once(case: StageCase) -> None:
+    function, x = closure(case)
+    graphs = []
+
+    def backend(module: torch.fx.GraphModule, inputs: list[torch.Tensor]):
+        graphs.append(module.graph)
+        return module.forward
+
+    torch._dynamo.reset()
+    compiled = torch.compile(function, fullgraph=True, backend=backend)
+    with torch.inference_mode():
+        for batch in (2, 3, 5):
+            part = of_batch(x, batch)
+            torch._dynamo.mark_dynamic(part, 0)
+            assert torch.equal(compiled(part), function(part))
+    assert [kernel_nodes(graph) for graph in graphs] == [[case.stage]]
+
+
+@graph_cases
+def test_one_node_under_torch_export(case: StageCase) -> None:
+    function, x = closure(case)
+
+    class Module(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return function(x)
+
+    batch = torch.export.Dim("batch", min=2, max=64)
+    with torch.no_grad():
+        program = torch.export.export(Module(), (x,), dynamic_shapes=({0: batch},))
+        assert kernel_nodes(program.graph) == [case.stage]
+        for count in (2, 5):
+            part = of_batch(x, count)
+            assert torch.equal(program.module()(part), function(part))
+
+
+@graph_cases
 def test_opcheck(case: StageCase, monkeypatch: pytest.MonkeyPatch) -> None:
     module = importlib.import_module(f"mobilevit_kernels.ops.{case.stage}")
     function, x = closure(case)
@@ -259,6 +309,34 @@ def test_opcheck(case: StageCase, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # --- networks --------------------------------------------------------------------------------------------------------
+
+
+def test_a_network_with_a_dynamic_batch_is_compiled_once_and_exported() -> None:
+    # What is compiled here does not run: the ops' results are compared above, and a network takes long in the
+    # interpreter.
+    torch.manual_seed(0)
+    fast = mvk.optimize(mvk.create_model("mobilevit_xxs", num_classes=10), backend="triton")
+    graphs = []
+
+    def backend(module: torch.fx.GraphModule, inputs: list[torch.Tensor]):
+        graphs.append(module.graph)
+        return lambda *args: (torch.zeros(1, 10),)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(fast, fullgraph=True, backend=backend)
+    batch = torch.export.Dim("batch", min=2, max=64)
+    with torch.no_grad():
+        program = torch.export.export(fast, (torch.rand(2, 3, 64, 64),), dynamic_shapes=({0: batch},))
+        for count in (2, 3, 5):
+            x = torch.rand(count, 3, 64, 64)
+            torch._dynamo.mark_dynamic(x, 0)
+            compiled(x)
+    assert len(graphs) == 1
+    for graph in (*graphs, program.graph):
+        nodes = kernel_nodes(graph)
+        blocks = [name for name in nodes if name not in ("conv3x3", "transformer")]
+        assert blocks == ["stem", *7 * ["inverted_residual"], "head"]
+        assert (nodes.count("conv3x3"), nodes.count("transformer")) == (6, 3)
 
 
 @pytest.mark.parametrize("name", ["mobilevit_xxs", "mobilevit_xs", "mobilevit_s"])
