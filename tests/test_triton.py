@@ -132,6 +132,18 @@ def test_any_number_of_tokens(height: int, width: int) -> None:
     assert verify.check_stage(case, "triton", torch.float32).passed
 
 
+@pytest.mark.parametrize(
+    "case",
+    [
+        StageCase("unfold_attention_fold", (), (1, 3 * 32, 64, 64), {"num_heads": 1, "patch_size": (1, 1)}),
+        StageCase("transformer", (16, 32, 64, 1, 16), (1, 16, 64, 64), {"num_heads": 1, "patch_size": (1, 1)}),
+    ],
+    ids=lambda case: case.stage,
+)
+def test_sequences_of_4096_tokens(case: StageCase) -> None:
+    assert verify.check_stage(case, "triton", torch.float16).passed
+
+
 def test_large_scores_do_not_overflow() -> None:
     case = StageCase("unfold_attention_fold", (), (1, 3 * 32, 8, 8), {"num_heads": 2, "scale": 30.0})
     assert verify.check_stage(case, "triton", torch.float32).passed
@@ -209,7 +221,78 @@ def test_mobilevit_s_at_batch_1_launches_at_most_66_kernels() -> None:
     assert len(plan_network("mobilevit_s", torch.float16, batch=1, size=256)) <= 66
 
 
-def test_offsets_beyond_32_bits_are_planned() -> None:
+# Images of whole tiles; the batch takes every input, hidden and output map past 2³¹ values.
+LARGE_CASES = [
+    (StageCase("stem", (3, 16), (1, 3, 32, 32)), 2**20),
+    (StageCase("conv3x3", (64, 64), (1, 32, 8, 8), {"x2_channels": 32}), 2**20 + 1),
+    (StageCase("inverted_residual", (32, 64, 32), (1, 32, 8, 8), {"residual": True}), 2**20 + 1),
+    (StageCase("inverted_residual", (32, 64, 128), (1, 32, 16, 16), {"stride": 2}), 2**18 + 1),
+    (StageCase("transformer", (32, 32, 64, 1, 32), (1, 32, 8, 8)), 2**20 + 1),
+    (StageCase("unfold_attention_fold", (), (1, 3 * 32, 8, 8), {"num_heads": 2}), 2**20 + 1),
+    (StageCase("head", (32, 2048, 0), (1, 32, 8, 8)), 2**20 + 1),
+    (StageCase("head", (32, 64, 0), (1, 32, 8, 8), {"pool": False}), 2**20 + 1),
+]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU runs the whole batch, below")
+@pytest.mark.parametrize(("case", "batch"), LARGE_CASES, ids=str)
+def test_the_last_image_beyond_32_bits(case: StageCase, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Only the programs of the last image run, so that of these tensors little more than its pages is ever touched.
+    from triton.runtime.interpreter import interpreter_builder
+
+    from mobilevit_kernels.triton import _launch
+
+    monkeypatch.setattr(launch_table, "MANY_ROWS", 2**62)  # one image and a batch take the same tiles
+    monkeypatch.setattr(_launch, "l2_bytes", lambda x: 2**62)
+    x, weights, options = case.build()
+    packed = None if weights is None else mvk.pack(weights, torch.float16, "cpu", "triton")
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        op = getattr(mvk.ops, case.stage)
+        others = options | ({"x2": x} if "x2" in options else {})
+        return op(x, **others, backend="triton") if packed is None else op(x, packed, **others)
+
+    whole = torch.empty((batch, *x.shape[1:]), dtype=torch.float16, memory_format=torch.channels_last)
+    assert whole.numel() >= 2**31
+    whole[-1:] = x
+    expected = run(whole[-1:])
+    launch = _launch.launch
+
+    def launch_last(kernel, grid, *args, **constants) -> None:
+        programs, rest = divmod(grid[0], batch)
+        assert rest == 0
+        first = grid[0] - programs
+        monkeypatch.setattr(
+            interpreter_builder,
+            "set_grid_idx",
+            lambda x, y, z: setattr(interpreter_builder, "grid_idx", (x + first, y, z)),
+        )
+        launch(kernel, (programs,), *args, **constants)
+
+    monkeypatch.setattr(_launch, "launch", launch_last)
+    assert torch.equal(run(whole)[-1:], expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("case", "batch"), LARGE_CASES, ids=str)
+def test_offsets_beyond_32_bits(case: StageCase, batch: int) -> None:
+    if torch.cuda.mem_get_info()[0] < 40 * 2**30:
+        pytest.skip("needs 40 GiB of GPU memory")
+    x, weights, options = case.build()
+    packed = None if weights is None else mvk.pack(weights, torch.float16, "cuda", "triton")
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        op = getattr(mvk.ops, case.stage)
+        others = options | ({"x2": x} if "x2" in options else {})
+        return op(x, **others, backend="triton") if packed is None else op(x, packed, **others)
+
+    x = x.to("cuda", torch.float16).expand(batch, -1, -1, -1).contiguous(memory_format=torch.channels_last)
+    last = 1024  # enough images for the tiles of a large batch
+    with torch.inference_mode():
+        assert torch.equal(run(x)[-last:], run(x[-last:]))
+
+
+def test_grids_of_huge_batches_fit_32_bits() -> None:
     from mobilevit_kernels.triton.aot import plan_network
 
     plan = plan_network("mobilevit_xxs", torch.float16, batch=8192, size=512)

@@ -120,13 +120,17 @@ def conv3x3(rows: int, in_width: int, second_width: int, out_width: int, arch: i
         return _launch(4, _stages(arch), BLOCK_M=32, BLOCK_N=32, BLOCK_K=block_k)
     # One pass over the input pays more than masked columns here: up to 128 channels are one tile.
     block_n = min(128, next_power_of_two(out_width)) if out_width <= 128 else block_that_fits(out_width, 128, 32)
+    if block_n == 128 and arch >= 100:  # 128 × 128 spills, with four warps or with eight, by the compiler's release
+        return _launch(4, _stages(arch), BLOCK_M=64, BLOCK_N=block_n, BLOCK_K=block_k)
     return _launch(8 if block_n == 128 else 4, _stages(arch), BLOCK_M=128, BLOCK_N=max(16, block_n), BLOCK_K=block_k)
 
 
-def stem(rows: int, out_width: int, arch: int, itemsize: int) -> Launch:
-    """Stem: pixels × all output channels; the 27 inputs of a pixel are one masked chunk of 32."""
-    block_n = min(64, max(16, next_power_of_two(out_width)))
-    return _launch(4, 1, BLOCK_M=64 if rows < MANY_ROWS or itemsize == 4 else 128, BLOCK_N=block_n, BLOCK_K=32)
+def stem(out_width: int) -> Launch:
+    """Stem: pixels × all output channels; the 27 inputs of a pixel are one masked chunk of 32.
+
+    The addresses of the gather take 64 × 32 registers of 64 bits; a larger tile spills.
+    """
+    return _launch(4, 1, BLOCK_M=64, BLOCK_N=min(64, max(16, next_power_of_two(out_width))), BLOCK_K=32)
 
 
 def depthwise_project(rows: int, hidden_width: int, out_width: int, arch: int, itemsize: int) -> Launch:
@@ -135,6 +139,8 @@ def depthwise_project(rows: int, hidden_width: int, out_width: int, arch: int, i
     block_k = 16 if itemsize == 4 else block_that_fits(hidden_width, 32, 16)
     if rows < MANY_ROWS or itemsize == 4:
         return _launch(4, 2, BLOCK_M=16 if rows < MANY_ROWS else 32, BLOCK_N=block_n, BLOCK_K=block_k)
+    if arch < 90:  # operands of the product are registers there, and Hopper's tiles spill
+        return _launch(4, 2, BLOCK_M=32, BLOCK_N=block_n, BLOCK_K=block_k)
     return _launch(8 if block_n >= 128 else 4, 2, BLOCK_M=64, BLOCK_N=block_n, BLOCK_K=block_k)
 
 
@@ -152,10 +158,11 @@ def mlp(rows: int, width: int, hidden_width: int, arch: int, itemsize: int) -> L
     if main + tail > 256:
         return None
     if itemsize == 4:
-        return _launch(4, 1, BLOCK_M=16, BLOCK_H=16, MAIN=main, TAIL=tail)
+        return _launch(8 if main == 256 else 4, 1, BLOCK_M=16, BLOCK_H=16, MAIN=main, TAIL=tail)
     if rows < MANY_ROWS:
         return _launch(4, 2, BLOCK_M=16, BLOCK_H=32, MAIN=main, TAIL=tail)
-    return _launch(8 if main + tail > 128 else 4, 2, BLOCK_M=64, BLOCK_H=32, MAIN=main, TAIL=tail)
+    block_h = 16 if main == 256 else 32  # 64 × 256 sums and as many inputs leave registers for no more
+    return _launch(8 if main + tail > 128 else 4, 2, BLOCK_M=64, BLOCK_H=block_h, MAIN=main, TAIL=tail)
 
 
 def attention(num_tokens: int, head_dim: int, arch: int, itemsize: int) -> Launch:
