@@ -20,9 +20,9 @@ lint: $(VENV)/.lint  ## ruff and mypy.
 	$(BIN)/mypy
 
 aot: $(VENV)/.test  ## Compile every Triton kernel ahead of time for sm_80, sm_90 and sm_100; no GPU needed.
-	env -u TRITON_INTERPRET $(BIN)/python -m mobilevit_kernels.triton.aot --arch 90 --output docs/triton-aot-sm90.json
-	env -u TRITON_INTERPRET $(BIN)/python -m mobilevit_kernels.triton.aot --arch 80
-	env -u TRITON_INTERPRET $(BIN)/python -m mobilevit_kernels.triton.aot --arch 100
+	set -e; for arch in 80 90 100; do \
+	  env -u TRITON_INTERPRET $(BIN)/python -m mobilevit_kernels.triton.aot --arch $$arch \
+	    --output docs/triton-aot-sm$$arch.json; done
 
 wheel: | $(VENV)/bin/python  ## dist/*.whl with the CUDA kernels for every supported GPU; needs an nvcc.
 	MVK_BUILD_CUDA=1 MVK_CUDA_ARCHITECTURES="80;86;89;90a;100;120;120-ptx" $(BIN)/python -m pip wheel --no-deps -w dist .

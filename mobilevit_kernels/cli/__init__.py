@@ -19,6 +19,7 @@ from mobilevit_kernels.cli.counters import counters
 from mobilevit_kernels.cli.demo import demo
 from mobilevit_kernels.cli.evaluate import evaluate
 from mobilevit_kernels.cli.info import info
+from mobilevit_kernels.cli.tune import tune
 from mobilevit_kernels.cli.verify import verify
 
 __all__ = ["main"]
@@ -34,7 +35,7 @@ def cli() -> None:
     """
 
 
-for _command in (info, verify, bench, counters, classify, evaluate, demo):
+for _command in (info, verify, bench, counters, tune, classify, evaluate, demo):
     cli.add_command(_command)
 
 

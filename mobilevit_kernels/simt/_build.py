@@ -12,18 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from mobilevit_kernels import native
+from mobilevit_kernels.cache import cache_folder
 
-__all__ = ["build", "cache_folder", "find_compiler"]
+__all__ = ["build", "find_compiler"]
 
 _FLAGS = ["-DMVK_SIMT", "-std=c++17", "-O2", "-fPIC", "-ffp-contract=off", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
 _SANITIZE = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g1"]
-
-
-def cache_folder() -> Path:
-    """``MVK_CACHE_DIR``, else mobilevit_kernels under the user's cache folder."""
-    if "MVK_CACHE_DIR" in os.environ:
-        return Path(os.environ["MVK_CACHE_DIR"])
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mobilevit_kernels"
 
 
 def find_compiler() -> str | None:

@@ -37,12 +37,17 @@ def status() -> Status:
 
 
 def refusal(stage: str, weights: StageWeights | None, dtype: torch.dtype, device: torch.device) -> str | None:
-    """Why this backend cannot serve a stage: another dtype, or tensors where the kernels cannot run."""
+    """Why this backend cannot serve a stage: another dtype, or tensors where the kernels cannot run.
+
+    Raises:
+        ValueError: ``MVK_LAUNCH_TABLE`` names a launch table that does not fit the device.
+    """
     if dtype not in DTYPES:
         return f"it computes in float16, bfloat16 or float32, not in {str(dtype).removeprefix('torch.')}"
     interpreted = importlib.import_module("mobilevit_kernels.triton._device").INTERPRETED
     if device.type != "cuda" and not (device.type == "cpu" and interpreted):
         return f"the tensors are on {device.type}, and its kernels run on CUDA devices"
+    importlib.import_module("mobilevit_kernels.triton.tuned").origin(device)
     return None
 
 

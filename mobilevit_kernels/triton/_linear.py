@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mobilevit_kernels.triton import _launch, launch_table
 from mobilevit_kernels.triton._device import dot, narrow, row_statistics, silu
+from mobilevit_kernels.triton.launch_table import Problem
 
 __all__ = ["fold_layer_norm", "linear", "pack_matrix"]
 
@@ -102,15 +103,12 @@ def linear(
         class_rows: the number of rows that the configuration is chosen by, where these are a slice of more.
     """
     in_width, out_width = weight.shape
-    config = launch_table.linear(
-        num_rows if class_rows is None else class_rows, in_width, out_width, _launch.architecture(x), x.element_size()
-    )
-    grid = (triton.cdiv(num_rows, config["BLOCK_M"]) * triton.cdiv(out_width, config["BLOCK_N"]),)
+    rows = launch_table.rows_class(num_rows if class_rows is None else class_rows)
     _launch.launch(
         linear_kernel,
-        grid,
+        _launch.tiles(num_rows, out_width),
         (x, weight, bias, residual, out, num_rows, eps),
-        config,
+        Problem("linear", x.dtype, (rows, in_width, out_width, int(normalize))),
         K=in_width,
         N=out_width,
         X_STRIDE=in_width if x_stride is None else x_stride,

@@ -146,10 +146,7 @@ def _features(recorded: _launch.Recorded) -> Iterator[str]:
 
 
 def _name(recorded: _launch.Recorded) -> str:
-    blocks = " ".join(f"{key}={value}" for key, value in recorded.config.blocks)
-    features = ",".join(_features(recorded))
-    config = f"{blocks} warps={recorded.config.num_warps} stages={recorded.config.num_stages}"
-    return f"{recorded.kernel.fn.__name__}({features}) {config}"
+    return f"{recorded.kernel.fn.__name__}({','.join(_features(recorded))}) {recorded.config}"
 
 
 def _width(recorded: _launch.Recorded) -> int:
@@ -268,15 +265,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--arch", type=int, default=90, help="compute capability as one number (default: 90)")
     parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 2) // 2), help="compiles at a time")
     parser.add_argument("--output", type=Path, help="write the table there, as JSON")
-    parser.add_argument("--match", default="", help="only kernels whose name and dtype contain this")
+    parser.add_argument("--match", action="append", help="only kernels whose name and dtype contain this, or another")
     options = parser.parse_args(arguments)
+    import triton
+
     from mobilevit_kernels.triton._device import INTERPRETED
 
     if INTERPRETED:
         parser.error("TRITON_INTERPRET is set: kernels cannot be compiled in Triton's interpreter")
 
     jobs = [
-        (options.arch, i) for i, case in enumerate(cases(options.arch)) if options.match in f"{case.name} {case.dtype}"
+        (options.arch, i)
+        for i, case in enumerate(cases(options.arch))
+        if any(match in f"{case.name} {case.dtype}" for match in options.match or [""])
     ]
     start = time.monotonic()
     rows, failures = [], 0
@@ -294,7 +295,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"sm_{options.arch}: {len(rows)} kernels, {failures} with problems, {time.monotonic() - start:.0f} s")
     if options.output is not None:
         lines = ",\n".join(json.dumps(asdict(usage)) for usage in rows)
-        options.output.write_text(f"[\n{lines}\n]\n")
+        options.output.write_text(f'{{"triton": "{triton.__version__}", "kernels": [\n{lines}\n]}}\n')
     return 1 if failures else 0
 
 

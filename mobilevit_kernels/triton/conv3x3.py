@@ -18,8 +18,9 @@ from torch import Tensor
 from mobilevit_kernels.canonical import Conv3x3Weights
 from mobilevit_kernels.ops._dispatch import empty_nhwc
 from mobilevit_kernels.packed import Packed
-from mobilevit_kernels.triton import _launch, launch_table
+from mobilevit_kernels.triton import _launch, launch_table, tuned
 from mobilevit_kernels.triton._device import dot, narrow, silu
+from mobilevit_kernels.triton.launch_table import Problem
 
 __all__ = ["pack", "run", "variant"]
 
@@ -122,15 +123,11 @@ def run(x: Tensor, packed: Packed, *, x2: Tensor | None, dilation: int, activati
     out_channels = packed.sizes[1]
     num_pixels = batch * height * width
     out = empty_nhwc(x, out_channels, height, width, x.dtype)
-    config = launch_table.conv3x3(
-        num_pixels, channels, second_channels, out_channels, _launch.architecture(x), x.element_size()
-    )
-    grid = (triton.cdiv(num_pixels, config["BLOCK_M"]) * triton.cdiv(out_channels, config["BLOCK_N"]),)
     _launch.launch(
         conv3x3_kernel,
-        grid,
+        _launch.tiles(num_pixels, out_channels),
         (x, x2, weight, bias, out, num_pixels, height, width, dilation),
-        config,
+        Problem("conv3x3", x.dtype, (launch_table.rows_class(num_pixels), channels, second_channels, out_channels)),
         C1=channels,
         C2=second_channels,
         N=out_channels,
@@ -142,4 +139,5 @@ def run(x: Tensor, packed: Packed, *, x2: Tensor | None, dilation: int, activati
 
 def variant(packed: Packed) -> str:
     """One kernel; larger tiles from a number of pixels on."""
-    return f"implicit GEMM; larger tiles from {launch_table.MANY_ROWS} pixels (batch·height·width)"
+    boundary = f"larger tiles from {launch_table.MANY_ROWS} pixels (batch·height·width)"
+    return f"implicit GEMM; {boundary}; {tuned.origin(packed.device)}"

@@ -19,9 +19,10 @@ from torch import Tensor
 from mobilevit_kernels.canonical import HeadWeights
 from mobilevit_kernels.ops._dispatch import empty_nhwc
 from mobilevit_kernels.packed import Packed
-from mobilevit_kernels.triton import _launch, launch_table
+from mobilevit_kernels.triton import _launch, launch_table, tuned
 from mobilevit_kernels.triton._device import dot, narrow, silu
 from mobilevit_kernels.triton._linear import linear, pack_matrix
+from mobilevit_kernels.triton.launch_table import Problem
 
 __all__ = ["pack", "run", "variant"]
 
@@ -85,12 +86,11 @@ def run(x: Tensor, packed: Packed, *, pool: bool) -> Tensor:
         out = empty_nhwc(x, hidden_channels, height, width, x.dtype)
         return linear(x, weight, bias, out, batch * num_pixels, activation=True)
     pooled = x.new_empty((batch, hidden_channels))
-    config = launch_table.head(num_pixels, in_channels, hidden_channels, _launch.architecture(x), x.element_size())
     _launch.launch(
         head_kernel,
-        (batch * triton.cdiv(hidden_channels, config["BLOCK_N"]),),
+        lambda config: (batch * triton.cdiv(hidden_channels, config["BLOCK_N"]),),
         (x, weight, bias, pooled, num_pixels),
-        config,
+        Problem("head", x.dtype, (launch_table.tile_class(num_pixels), in_channels, hidden_channels)),
         C=in_channels,
         N=hidden_channels,
         PRECISION=_launch.precision(x.dtype),
@@ -103,4 +103,5 @@ def run(x: Tensor, packed: Packed, *, pool: bool) -> Tensor:
 
 def variant(packed: Packed) -> str:
     """One form for all shapes; the linear has larger tiles from a batch on that is hardly ever met."""
-    return f"1×1 + SiLU + pool in one kernel, then the linear; larger tiles there from batch {launch_table.MANY_ROWS}"
+    linear_tiles = f"larger tiles there from batch {launch_table.MANY_ROWS}"
+    return f"1×1 + SiLU + pool in one kernel, then the linear; {linear_tiles}; {tuned.origin(packed.device)}"

@@ -24,9 +24,10 @@ from torch import Tensor
 from mobilevit_kernels.canonical import InvertedResidualWeights
 from mobilevit_kernels.ops._dispatch import empty_nhwc
 from mobilevit_kernels.packed import Packed
-from mobilevit_kernels.triton import _launch, launch_table
+from mobilevit_kernels.triton import _launch, launch_table, tuned
 from mobilevit_kernels.triton._device import dot, narrow, silu
 from mobilevit_kernels.triton._linear import linear, pack_matrix
+from mobilevit_kernels.triton.launch_table import Problem
 
 __all__ = ["pack", "run", "variant"]
 
@@ -116,9 +117,7 @@ def run(x: Tensor, packed: Packed, *, stride: int, dilation: int, residual: bool
     images = launch_table.images_per_slice(batch, hidden_bytes, _launch.l2_bytes(x))
     hidden = empty_nhwc(x[:images], hidden_channels, height, width, x.dtype)
     # By the whole batch, not by the slice: the last slice may be smaller, and must round as the others do.
-    config = launch_table.depthwise_project(
-        batch * out_height * out_width, hidden_channels, out_channels, _launch.architecture(x), x.element_size()
-    )
+    rows = launch_table.rows_class(batch * out_height * out_width)
     for first in range(0, batch, images):
         part, part_out = x[first : first + images], out[first : first + images]
         num_images = part.shape[0]
@@ -127,15 +126,14 @@ def run(x: Tensor, packed: Packed, *, stride: int, dilation: int, residual: bool
             part, expand, expand_bias, hidden, num_images * height * width,
             activation=True, class_rows=batch * height * width,
         )  # fmt: skip
-        grid = (triton.cdiv(num_pixels, config["BLOCK_M"]) * triton.cdiv(out_channels, config["BLOCK_N"]),)
         _launch.launch(
             depthwise_project_kernel,
-            grid,
+            _launch.tiles(num_pixels, out_channels),
             (
                 hidden, *others, part if residual else None, part_out,
                 num_pixels, height, width, out_height, out_width, dilation,
             ),
-            config,
+            Problem("depthwise_project", x.dtype, (rows, hidden_channels, out_channels, stride)),
             HIDDEN=hidden_channels,
             N=out_channels,
             STRIDE=stride,
@@ -148,5 +146,5 @@ def variant(packed: Packed) -> str:
     """Two kernels; larger tiles from a number of pixels on."""
     return (
         "expand; depthwise + project, in slices of the batch that fit the L2; "
-        f"larger tiles from {launch_table.MANY_ROWS} pixels (batch·height·width)"
+        f"larger tiles from {launch_table.MANY_ROWS} pixels (batch·height·width); {tuned.origin(packed.device)}"
     )

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from mobilevit_kernels.canonical import StemWeights
 from mobilevit_kernels.packed import Packed
-from mobilevit_kernels.triton import _launch, launch_table
+from mobilevit_kernels.triton import _launch, tuned
 from mobilevit_kernels.triton._device import dot, narrow, silu
+from mobilevit_kernels.triton.launch_table import Problem
 
 __all__ = ["pack", "run", "variant"]
 
@@ -117,14 +118,12 @@ def run(x: Tensor, packed: Packed, *, mean: list[float], std: list[float]) -> Te
         device=x.device,
         memory_format=torch.channels_last,
     )
-    config = launch_table.stem(out_channels)
-    grid = (triton.cdiv(num_pixels, config["BLOCK_M"]) * triton.cdiv(out_channels, config["BLOCK_N"]),)
     statistics = _statistics(tuple(mean), tuple(std), x.device) if mean else None
     _launch.launch(
         stem_kernel,
-        grid,
+        _launch.tiles(num_pixels, out_channels),
         (image, weight, bias, statistics, out, num_pixels, height, width, *image.stride()),
-        config,
+        Problem("stem", packed.dtype, (out_channels,)),
         C=in_channels,
         N=out_channels,
         BYTES=x.dtype == torch.uint8,
@@ -135,4 +134,4 @@ def run(x: Tensor, packed: Packed, *, mean: list[float], std: list[float]) -> Te
 
 def variant(packed: Packed) -> str:
     """One kernel, in one form for all shapes."""
-    return "implicit GEMM from the image's strides"
+    return f"implicit GEMM from the image's strides; {tuned.origin(packed.device)}"

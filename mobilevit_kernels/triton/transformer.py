@@ -25,9 +25,10 @@ from torch import Tensor
 from mobilevit_kernels.canonical import EncoderLayerWeights, TransformerWeights
 from mobilevit_kernels.ops._dispatch import empty_nhwc
 from mobilevit_kernels.packed import Packed
-from mobilevit_kernels.triton import _launch, launch_table
+from mobilevit_kernels.triton import _launch, launch_table, tuned
 from mobilevit_kernels.triton._device import dot, narrow, silu
 from mobilevit_kernels.triton._linear import fold_layer_norm, linear, pack_matrix
+from mobilevit_kernels.triton.launch_table import Problem
 from mobilevit_kernels.triton.unfold_attention_fold import attend
 
 __all__ = ["pack", "run", "variant"]
@@ -117,17 +118,16 @@ def _mlp(tokens: Tensor, weights: tuple[Tensor, ...], num_rows: int, eps: float)
     """``tokens += fc2(silu(fc1(norm(tokens))))`` in place."""
     fc1, fc1_bias, fc2, fc2_bias = weights
     dim, hidden_width = fc1.shape
-    config = launch_table.mlp(num_rows, dim, hidden_width, _launch.architecture(tokens), tokens.element_size())
-    if config is None:
+    if dim > launch_table.WIDEST_MLP:
         hidden = tokens.new_empty((num_rows, hidden_width))
         linear(tokens, fc1, fc1_bias, hidden, num_rows, normalize=True, activation=True, eps=eps)
         linear(hidden, fc2, fc2_bias, tokens, num_rows, residual=tokens)
         return
     _launch.launch(
         mlp_kernel,
-        (triton.cdiv(num_rows, config["BLOCK_M"]),),
+        lambda config: (triton.cdiv(num_rows, config["BLOCK_M"]),),
         (tokens, *weights, num_rows, eps),
-        config,
+        Problem("mlp", tokens.dtype, (launch_table.rows_class(num_rows), dim, hidden_width)),
         D=dim,
         HIDDEN=hidden_width,
         PRECISION=_launch.precision(tokens.dtype),
@@ -186,6 +186,7 @@ def run(x: Tensor, packed: Packed, *, num_heads: int, patch_size: tuple[int, int
 
 def variant(packed: Packed) -> str:
     """The kernels of a layer, and the boundary between tile sizes."""
-    fused = launch_table.mlp(1, packed.sizes[1], packed.sizes[2], 90, packed.dtype.itemsize) is not None
+    fused = packed.sizes[1] <= launch_table.WIDEST_MLP
     kernels = "four kernels a layer" if fused else "five kernels a layer: rows too wide for one MLP kernel"
-    return f"{kernels}; larger tiles from {launch_table.MANY_ROWS} tokens (batch·height·width)"
+    boundary = f"larger tiles from {launch_table.MANY_ROWS} tokens (batch·height·width)"
+    return f"{kernels}; {boundary}; {tuned.origin(packed.device)}"

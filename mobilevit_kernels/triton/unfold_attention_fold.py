@@ -27,6 +27,7 @@ from mobilevit_kernels.ops._dispatch import empty_nhwc
 from mobilevit_kernels.registry import BackendUnavailable
 from mobilevit_kernels.triton import _launch, launch_table
 from mobilevit_kernels.triton._device import dot, narrow
+from mobilevit_kernels.triton.launch_table import Problem
 
 __all__ = ["attend", "run"]
 
@@ -131,13 +132,12 @@ def attend(
     patch_height, patch_width = patch_size
     columns = width // patch_width
     num_tokens = height // patch_height * columns
-    config = launch_table.attention(num_tokens, head_dim, _launch.architecture(qkv), qkv.element_size())
-    grid = (triton.cdiv(num_tokens, config["BLOCK_M"]) * num_heads * batch * patch_height * patch_width,)
+    sequences = batch * patch_height * patch_width
     _launch.launch(
         attention_kernel,
-        grid,
+        lambda config: (triton.cdiv(num_tokens, config["BLOCK_M"]) * num_heads * sequences,),
         (qkv, out, num_tokens, columns, width, height * width, scale * _LOG2_E),
-        config,
+        Problem("attention", qkv.dtype, (launch_table.tile_class(num_tokens), head_dim)),
         HEADS=num_heads,
         HEAD_DIM=head_dim,
         OUT_STRIDE=out_stride,
