@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import math
@@ -17,10 +18,16 @@ from conftest import skip_unless_available
 
 import mobilevit_kernels as mvk
 from mobilevit_kernels import verify
+from mobilevit_kernels.config import CONFIGS
 from mobilevit_kernels.triton import launch_table
 from mobilevit_kernels.verify import StageCase
 
 ROOT = Path(__file__).parent.parent
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+on_gpu = pytest.mark.gpu
+dtypes = pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float32], ids=lambda dtype: str(dtype).removeprefix("torch.")
+)
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +70,7 @@ def test_float64_is_refused_by_name() -> None:
 
 def test_a_head_too_wide_is_refused_by_name() -> None:
     with pytest.raises(mvk.BackendUnavailable, match="at most 256 channels, got 272"):
-        mvk.ops.unfold_attention_fold(torch.zeros(1, 3 * 272, 2, 2), num_heads=1, backend="triton")
+        mvk.ops.unfold_attention_fold(torch.zeros(1, 3 * 272, 2, 2, device=DEVICE), num_heads=1, backend="triton")
 
 
 # --- pure functions --------------------------------------------------------------------------------------------------
@@ -109,6 +116,7 @@ def test_slices_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> Non
     # Images of whole tiles: on a CPU, NumPy's float32 product may round a row by its place in the tile.
     case = StageCase("inverted_residual", (16, 32, 16), (3, 16, 8, 8), {"residual": True})
     x, weights, options = case.build()
+    x = x.to(DEVICE)
     whole = mvk.ops.inverted_residual(x, weights, **options, backend="triton")
     monkeypatch.setattr(_launch, "l2_bytes", lambda x: 1)
     with _launch.recording() as record:
@@ -123,13 +131,13 @@ def test_slices_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("head_dim", [1, 7, 16, 20, 24, 30, 36, 48, 60, 100, 128, 144])
 def test_any_head_dim(head_dim: int) -> None:
     case = StageCase("unfold_attention_fold", (), (1, 3 * 2 * head_dim, 6, 10), {"num_heads": 2})
-    assert verify.check_stage(case, "triton", torch.float16).passed
+    assert verify.check_stage(case, "triton", torch.float16, DEVICE).passed
 
 
 @pytest.mark.parametrize(("height", "width"), [(2, 2), (2, 34), (26, 22), (64, 64)])
 def test_any_number_of_tokens(height: int, width: int) -> None:
     case = StageCase("unfold_attention_fold", (), (1, 3 * 16, height, width), {"num_heads": 1})
-    assert verify.check_stage(case, "triton", torch.float32).passed
+    assert verify.check_stage(case, "triton", torch.float32, DEVICE).passed
 
 
 @pytest.mark.parametrize(
@@ -141,25 +149,25 @@ def test_any_number_of_tokens(height: int, width: int) -> None:
     ids=lambda case: case.stage,
 )
 def test_sequences_of_4096_tokens(case: StageCase) -> None:
-    assert verify.check_stage(case, "triton", torch.float16).passed
+    assert verify.check_stage(case, "triton", torch.float16, DEVICE).passed
 
 
 def test_large_scores_do_not_overflow() -> None:
     case = StageCase("unfold_attention_fold", (), (1, 3 * 32, 8, 8), {"num_heads": 2, "scale": 30.0})
-    assert verify.check_stage(case, "triton", torch.float32).passed
+    assert verify.check_stage(case, "triton", torch.float32, DEVICE).passed
 
 
 @pytest.mark.parametrize("dim", [8, 320])
 def test_any_transformer_width(dim: int) -> None:
     case = StageCase("transformer", (24, dim, 2 * dim, 1, 24), (1, 24, 4, 6))
-    assert verify.check_stage(case, "triton", torch.float16).passed
+    assert verify.check_stage(case, "triton", torch.float16, DEVICE).passed
 
 
 def test_layer_norm_of_rows_far_from_zero() -> None:
     # A sum of squares would cancel here: the mean is 300 times the deviation.
     case = StageCase("transformer", (32, 32, 64, 1, 32), (1, 32, 4, 4))
     x, weights, options = case.build()
-    x = x + 300
+    x = x.to(DEVICE) + 300
     truth = verify.reference(case.stage, x, weights, **options)
     stock = verify.reference(case.stage, x, weights, dtype=torch.float32, **options)
     result = mvk.ops.transformer(x, weights, **options, backend="triton")
@@ -182,13 +190,14 @@ def test_nothing_is_written_outside_the_output(case: StageCase, monkeypatch: pyt
 
     def guarded(like: torch.Tensor, channels: int, height: int, width: int, dtype: torch.dtype) -> torch.Tensor:
         count, margin = like.shape[0] * channels * height * width, 4096
-        buffer = torch.full((count + 2 * margin,), 12345.0, dtype=dtype)
+        buffer = torch.full((count + 2 * margin,), 12345.0, dtype=dtype, device=DEVICE)
         buffer[margin : margin + count] = float("nan")
         buffers.append((buffer, margin, count))
         return buffer[margin : margin + count].view(like.shape[0], height, width, channels).permute(0, 3, 1, 2)
 
     monkeypatch.setattr(module, "empty_nhwc", guarded)
     x, weights, options = case.build()
+    x = x.to(DEVICE)
     op = getattr(mvk.ops, case.stage)
     op(x, **options, backend="triton") if weights is None else op(x, weights, **options, backend="triton")
     assert buffers
@@ -256,9 +265,9 @@ def test_the_last_image_beyond_32_bits(case: StageCase, batch: int, monkeypatch:
     assert whole.numel() >= 2**31
     whole[-1:] = x
     expected = run(whole[-1:])
-    launch = _launch.launch
+    run_all = _launch._run
 
-    def launch_last(kernel, grid, *args, **constants) -> None:
+    def run_last(kernel, grid, *args) -> None:
         programs, rest = divmod(grid[0], batch)
         assert rest == 0
         first = grid[0] - programs
@@ -267,13 +276,13 @@ def test_the_last_image_beyond_32_bits(case: StageCase, batch: int, monkeypatch:
             "set_grid_idx",
             lambda x, y, z: setattr(interpreter_builder, "grid_idx", (x + first, y, z)),
         )
-        launch(kernel, (programs,), *args, **constants)
+        run_all(kernel, (programs,), *args)
 
-    monkeypatch.setattr(_launch, "launch", launch_last)
+    monkeypatch.setattr(_launch, "_run", run_last)
     assert torch.equal(run(whole)[-1:], expected)
 
 
-@pytest.mark.gpu
+@on_gpu
 @pytest.mark.parametrize(("case", "batch"), LARGE_CASES, ids=str)
 def test_offsets_beyond_32_bits(case: StageCase, batch: int) -> None:
     if torch.cuda.mem_get_info()[0] < 40 * 2**30:
@@ -296,7 +305,7 @@ def test_grids_of_huge_batches_fit_32_bits() -> None:
     from mobilevit_kernels.triton.aot import plan_network
 
     plan = plan_network("mobilevit_xxs", torch.float16, batch=8192, size=512)
-    assert max(max(launch.grid) for launch in plan) < 2**31
+    assert max(launch.grid(launch.config)[0] for launch in plan) < 2**31
 
 
 # --- graphs ----------------------------------------------------------------------------------------------------------
@@ -311,13 +320,14 @@ GRAPH_CASES = [
 ]
 
 
-def closure(case: StageCase):
+def closure(case: StageCase, dtype: torch.dtype = torch.float32):
     """The op as a function of its input, and that input."""
     x, weights, options = case.build()
+    x = x.to(DEVICE, dtype)
     op = getattr(mvk.ops, case.stage)
     if weights is None:
         return lambda x: op(x, **options, backend="triton"), x
-    packed = mvk.pack(weights, torch.float32, "cpu", "triton")
+    packed = mvk.pack(weights, dtype, DEVICE, "triton")
     if "x2" in options:  # its batch has to follow x's
         return lambda x: op(x, packed, x2=-x), x
     return lambda x: op(x, packed, **options), x
@@ -398,20 +408,20 @@ def test_a_network_with_a_dynamic_batch_is_compiled_once_and_exported() -> None:
     # What is compiled here does not run: the ops' results are compared above, and a network takes long in the
     # interpreter.
     torch.manual_seed(0)
-    fast = mvk.optimize(mvk.create_model("mobilevit_xxs", num_classes=10), backend="triton")
+    fast = mvk.optimize(mvk.create_model("mobilevit_xxs", num_classes=10).to(DEVICE), backend="triton")
     graphs = []
 
     def backend(module: torch.fx.GraphModule, inputs: list[torch.Tensor]):
         graphs.append(module.graph)
-        return lambda *args: (torch.zeros(1, 10),)
+        return lambda *args: (torch.zeros(1, 10, device=DEVICE),)
 
     torch._dynamo.reset()
     compiled = torch.compile(fast, fullgraph=True, backend=backend)
     batch = torch.export.Dim("batch", min=2, max=64)
     with torch.no_grad():
-        program = torch.export.export(fast, (torch.rand(2, 3, 64, 64),), dynamic_shapes=({0: batch},))
+        program = torch.export.export(fast, (torch.rand(2, 3, 64, 64, device=DEVICE),), dynamic_shapes=({0: batch},))
         for count in (2, 3, 5):
-            x = torch.rand(count, 3, 64, 64)
+            x = torch.rand(count, 3, 64, 64, device=DEVICE)
             torch._dynamo.mark_dynamic(x, 0)
             compiled(x)
     assert len(graphs) == 1
@@ -422,15 +432,124 @@ def test_a_network_with_a_dynamic_batch_is_compiled_once_and_exported() -> None:
         assert (nodes.count("conv3x3"), nodes.count("transformer")) == (6, 3)
 
 
-@pytest.mark.parametrize("name", ["mobilevit_xxs", "mobilevit_xs", "mobilevit_s"])
+@pytest.mark.parametrize("name", list(CONFIGS))
 def test_whole_networks_match(name: str) -> None:
     torch.manual_seed(0)
     model = mvk.create_model(name, num_classes=10)
     x = torch.rand(1, 3, 32, 32)
     with torch.inference_mode():
         expected = mvk.optimize(model, backend="torch")(x)
-        result = mvk.optimize(model, backend="triton")(x)
-    assert verify.relative_error(result, expected) < 1e-5
+        result = mvk.optimize(model.to(DEVICE), dtype=torch.float32, backend="triton")(x.to(DEVICE))
+    assert verify.relative_error(result.cpu(), expected) < 1e-5
+
+
+# --- on a GPU: what the interpreter has not, and the tiles of large batches ------------------------------------------
+
+
+@on_gpu
+@dtypes
+@pytest.mark.parametrize("name", list(CONFIGS))
+def test_networks_at_full_size(name: str, dtype: torch.dtype) -> None:
+    case = verify.NetworkCase(name, (2, 3, 256, 256))
+    result = verify.check_network(case, "triton", dtype, "cuda")
+    assert result.passed, f"error {result.error:.2e}, stock {result.stock_error:.2e}, ratio {result.ratio:.2f}"
+
+
+@on_gpu
+@dtypes
+@pytest.mark.parametrize("name", list(CONFIGS))
+def test_every_stage_with_the_tiles_of_large_batches(name: str, dtype: torch.dtype) -> None:
+    cases = {}
+    for _, _, case in verify.network_cases((name,)):
+        _, channels, height, width = case.x_shape
+        pixels = height * width // (4 if case.stage == "stem" or case.options.get("stride") == 2 else 1)
+        batch = math.ceil(launch_table.MANY_ROWS / pixels)
+        cases[str(case)] = dataclasses.replace(case, x_shape=(batch, channels, height, width))
+    results = [verify.check_stage(case, "triton", dtype, "cuda") for case in cases.values()]
+    assert [result for result in results if not result.passed] == []
+
+
+@on_gpu
+def test_mobilevit_s_launches_at_most_66_kernels_on_the_gpu() -> None:
+    fast = mvk.optimize(mvk.create_model("mobilevit_s").cuda(), backend="triton")
+    x = torch.rand(1, 3, 256, 256, device="cuda", dtype=torch.float16)
+    with torch.inference_mode():
+        fast(x)
+        torch.cuda.synchronize()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            fast(x)
+            torch.cuda.synchronize()
+    on_device = [e for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+    kernels = [event.name for event in on_device if not event.name.startswith(("Memcpy", "Memset"))]
+    assert 0 < len(kernels) <= 66, kernels
+
+
+@on_gpu
+@dtypes
+@graph_cases
+def test_stages_in_a_cuda_graph(case: StageCase, dtype: torch.dtype) -> None:
+    function, x = closure(case, dtype)
+    with torch.inference_mode():
+        expected = function(x)
+        static = torch.zeros_like(x)
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            function(static)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            result = function(static)
+        static.copy_(x)
+        graph.replay()
+    assert torch.equal(result, expected)
+
+
+@on_gpu
+def test_a_captured_network() -> None:
+    fast = mvk.optimize(mvk.create_model("mobilevit_xxs").cuda(), backend="triton")
+    x, y = torch.rand(2, 4, 3, 256, 256, device="cuda")
+    with torch.inference_mode():
+        expected = fast(x), fast(y)
+        fast.capture(4)
+        results = fast(x), fast(y)
+    assert all(map(torch.equal, results, expected))
+
+
+@on_gpu
+@graph_cases
+def test_streams_at_once(case: StageCase) -> None:
+    function, x = closure(case, torch.float16)
+    inputs = [x * scale for scale in (1.0, 0.5, 0.25, 2.0)]
+    with torch.inference_mode():
+        expected = [function(part) for part in inputs]
+        streams = [torch.cuda.Stream() for _ in inputs]
+        torch.cuda.synchronize()
+        results: list[list[torch.Tensor]] = [[] for _ in inputs]
+        for _ in range(20):
+            for stream, part, found in zip(streams, inputs, results, strict=True):
+                with torch.cuda.stream(stream):
+                    found.append(function(part))
+        torch.cuda.synchronize()
+    for want, found in zip(expected, results, strict=True):
+        assert all(torch.equal(result, want) for result in found)
+
+
+@on_gpu
+def test_a_device_that_is_not_the_current_one() -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    case = StageCase("transformer", (16, 32, 64, 1, 16), (2, 16, 4, 4))
+    assert verify.check_stage(case, "triton", torch.float16, "cuda:1").passed
+
+
+@on_gpu
+def test_a_network_under_inductor() -> None:
+    fast = mvk.optimize(mvk.create_model("mobilevit_xxs").cuda(), backend="triton")
+    x = torch.rand(2, 3, 256, 256, device="cuda", dtype=torch.float16)
+    torch._dynamo.reset()
+    with torch.inference_mode():
+        assert torch.equal(torch.compile(fast, fullgraph=True)(x), fast(x))
 
 
 # --- ahead of time ---------------------------------------------------------------------------------------------------
