@@ -35,7 +35,7 @@ def photograph(tmp_path_factory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("command", ["", "info", "verify", "bench", "classify", "evaluate", "demo"])
+@pytest.mark.parametrize("command", ["", "info", "verify", "bench", "tune", "classify", "evaluate", "demo"])
 def test_help(run, command: str) -> None:
     code, out, _ = run(*command.split(), "--help")
     assert code == 0

@@ -508,7 +508,7 @@ def test_stages_in_a_cuda_graph(case: StageCase, dtype: torch.dtype) -> None:
 @on_gpu
 def test_a_captured_network() -> None:
     fast = mvk.optimize(mvk.create_model("mobilevit_xxs").cuda(), backend="triton")
-    x, y = torch.rand(2, 4, 3, 256, 256, device="cuda")
+    x, y = torch.rand(2, 4, 3, 256, 256, device="cuda", dtype=torch.float16)
     with torch.inference_mode():
         expected = fast(x), fast(y)
         fast.capture(4)

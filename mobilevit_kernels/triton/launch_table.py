@@ -206,7 +206,7 @@ def _mlp(rows: str, width: int, hidden_width: int, arch: int, itemsize: int) -> 
     return _launch(8 if main + tail > 128 else 4, 2, BLOCK_M=64, BLOCK_H=block_h, MAIN=main, TAIL=tail)
 
 
-def _attention(tokens: int, head_dim: int, arch: int, itemsize: int) -> Launch:
+def _attention(rows: str, tokens: int, head_dim: int, arch: int, itemsize: int) -> Launch:
     """Attention: a tile of queries of one head of one sequence; keys in chunks."""
     block_d = max(16, next_power_of_two(head_dim))
     block = min(tokens, 32 if itemsize == 4 or block_d > 128 else 64)

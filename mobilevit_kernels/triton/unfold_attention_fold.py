@@ -133,11 +133,12 @@ def attend(
     columns = width // patch_width
     num_tokens = height // patch_height * columns
     sequences = batch * patch_height * patch_width
+    rows = launch_table.rows_class(sequences * num_tokens)
     _launch.launch(
         attention_kernel,
         lambda config: (triton.cdiv(num_tokens, config["BLOCK_M"]) * num_heads * sequences,),
         (qkv, out, num_tokens, columns, width, height * width, scale * _LOG2_E),
-        Problem("attention", qkv.dtype, (launch_table.tile_class(num_tokens), head_dim)),
+        Problem("attention", qkv.dtype, (rows, launch_table.tile_class(num_tokens), head_dim)),
         HEADS=num_heads,
         HEAD_DIM=head_dim,
         OUT_STRIDE=out_stride,
