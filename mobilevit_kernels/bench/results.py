@@ -201,10 +201,11 @@ def read(data: Any, where: str = "results") -> Results:
     records = []
     for i, values in enumerate(data["records"]):
         _checked(values, RECORD, f"{where}: records[{i}]")
-        if values["status"] not in STATUSES:
-            raise ValueError(f"{where}: records[{i}]: status: expected one of {list(STATUSES)}, got {values['status']!r}")
-        if values["status"] == OK and not values["ms"]:
-            raise ValueError(f"{where}: records[{i}]: ms: expected a time, since status is {OK!r}, got {values['ms']!r}")
+        status, ms = values["status"], values["ms"]
+        if status not in STATUSES:
+            raise ValueError(f"{where}: records[{i}]: status: expected one of {list(STATUSES)}, got {status!r}")
+        if status == OK and not ms:
+            raise ValueError(f"{where}: records[{i}]: ms: expected a time, since status is {OK!r}, got {ms!r}")
         records.append(Record(**{**values, "shape": tuple(values["shape"]), "suites": tuple(values["suites"])}))
     keys = [record.key for record in records]
     if twice := next((key for key in keys if keys.count(key) > 1), None):
