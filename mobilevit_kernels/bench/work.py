@@ -10,12 +10,12 @@ LayerNorm statistics, residual sums, pooling).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 
-from mobilevit_kernels import verify
+from mobilevit_kernels import canonical, verify
 from mobilevit_kernels.bench.ceilings import Ceilings
 from mobilevit_kernels.verify import StageCase
 
@@ -68,3 +68,90 @@ class Work:
         times = self.times_ms(ceilings, dtype).values()
         known = [time for time in times if time is not None]
         return max(known) if len(known) == len(times) else None
+
+
+def stage_work(case: StageCase) -> Work:
+    """Counts one stage on its input shape, batch and all."""
+    batch, in_channels, height, width = case.x_shape
+    pixels = batch * height * width
+    weights = _weight_count(case.stage, case.sizes)
+    if case.stage == "stem":
+        out_channels, out_pixels = case.sizes[1], batch * -(-height // 2) * -(-width // 2)
+        moved = in_channels * pixels + out_channels * out_pixels
+        return Work(18 * in_channels * out_channels * out_pixels, moved, weights, out_channels * out_pixels, moved)
+    if case.stage == "conv3x3":
+        in_channels, out_channels = case.sizes
+        moved = (in_channels + out_channels) * pixels
+        concat = 2 * in_channels * pixels if "x2_channels" in case.options else 0
+        flops = 18 * in_channels * out_channels * pixels
+        return Work(flops, moved, weights, out_channels * pixels, moved + concat)
+    if case.stage == "inverted_residual":
+        in_channels, hidden, out_channels = case.sizes
+        stride = case.options["stride"]
+        out_pixels = batch * -(-height // stride) * -(-width // stride)
+        flops = 2 * hidden * (in_channels * pixels + (9 + out_channels) * out_pixels)
+        moved = in_channels * pixels + out_channels * out_pixels
+        residual = in_channels * pixels if case.options["residual"] else 0
+        unfused = moved + 2 * hidden * (pixels + out_pixels) + residual
+        return Work(flops, moved, weights, hidden * (pixels + out_pixels), unfused)
+    if case.stage == "transformer":
+        return _transformer_work(case, weights)
+    if case.stage == "unfold_attention_fold":
+        dim = in_channels // 3
+        tokens, scores = _attention_sizes(case)
+        return Work(4 * pixels * tokens * dim, 4 * dim * pixels, 0, scores, 4 * dim * pixels + 8 * dim * pixels)
+    hidden, classes = case.sizes[1:]
+    flops = 2 * hidden * (in_channels * pixels + classes * batch)
+    moved = in_channels * pixels + (classes or hidden) * batch
+    unfused = moved + 2 * hidden * pixels + (2 * hidden * batch if classes else 0)
+    return Work(flops, moved, weights, hidden * pixels, unfused)
+
+
+def _attention_sizes(case: StageCase) -> tuple[int, int]:
+    """Tokens of a sequence, and scores of all sequences and heads."""
+    batch, _, height, width = case.x_shape
+    patch_height, patch_width = case.options.get("patch_size", (2, 2))
+    tokens = -(-height // patch_height) * -(-width // patch_width)
+    return tokens, batch * patch_height * patch_width * case.options["num_heads"] * tokens**2
+
+
+def _transformer_work(case: StageCase, weights: int) -> Work:
+    in_channels, dim, mlp_dim, num_layers, out_channels = case.sizes
+    batch, _, height, width = case.x_shape
+    patch_height, patch_width = case.options["patch_size"]
+    tokens, scores = _attention_sizes(case)
+    rows = batch * patch_height * patch_width * tokens  # the pixels of the map, resized where it is odd
+    layer_flops = 2 * rows * (4 * dim**2 + 2 * dim * mlp_dim + 2 * tokens * dim)
+    flops = 2 * rows * dim * (in_channels + out_channels) + num_layers * layer_flops
+    # A layer: two LayerNorms, QKV, attention, projection + residual, fc1, fc2 + residual.
+    layer_values = rows * (4 * dim + 4 * dim + 4 * dim + 3 * dim + (dim + mlp_dim) + (mlp_dim + 2 * dim))
+    around = rows * (in_channels + dim + 2 * dim + 2 * dim + 2 * dim + dim + out_channels)  # 1×1, unfold, norm, fold, 1×1
+    return Work(
+        flops,
+        batch * height * width * (in_channels + out_channels),
+        weights,
+        num_layers * (rows * mlp_dim + scores) + rows * out_channels,
+        num_layers * layer_values + around,
+    )
+
+
+@lru_cache(maxsize=None)
+def _weight_count(stage: str, sizes: tuple[int, ...]) -> int:
+    weights = verify.random_weights(stage, sizes, torch.Generator().manual_seed(0))
+    return sum(tensor.numel() for _, tensor in canonical.named_tensors(weights))
+
+
+def network_work(model: str, batch: int = 1, height: int = 256, width: int = 256) -> Work:
+    """Counts a whole network.
+
+    Blocks read their input and write their output once. Inside a MobileViT block one map passes through memory, between
+    the transformer and the fusion convolution, which needs its neighbouring pixels: the block is two fused parts.
+    """
+    total = Work(0, 0, 0, 0, 0)
+    for _, path, case in verify.network_cases((model,), batch=batch, height=height, width=width):
+        work = stage_work(case)
+        channels, (_, _, h, w) = case.sizes[-1], case.x_shape
+        stays_on_chip = {"local": channels, "transformer": channels, "fusion": channels}.get(path.rpartition(".")[2], 0)
+        # The local convolution's output, the transformer's input, and the block's input, read before by the former.
+        total += replace(work, activations=work.activations - batch * h * w * stays_on_chip)
+    return total
