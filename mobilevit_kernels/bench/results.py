@@ -70,6 +70,7 @@ class Record:
         host_us: time until a call returns, without waiting for the device; None on a CPU.
         first_call_s: the first call, with whatever it compiles.
         peak_mb: device memory beyond what was there before the first call; None on a CPU.
+        flops, bytes: the least that the work needs (``work.py``); None for networks that are not ours.
         floor_ms: the physical limit of this work on this device. floor_fraction: ``floor_ms / ms``.
         floor_bound: ``matrix``, ``bytes`` or ``special``: what the floor comes from.
         rel_l2_err: against float64. stock_rel_l2_err: of stock eager at the same dtype on the same inputs.
@@ -101,6 +102,8 @@ class Record:
     host_us: float | None = None
     first_call_s: float | None = None
     peak_mb: float | None = None
+    flops: int | None = None
+    bytes: int | None = None
     floor_ms: float | None = None
     floor_fraction: float | None = None
     floor_bound: str | None = None
@@ -140,6 +143,7 @@ META: dict[str, tuple[type, ...]] = {
     "date": (str,),  # ISO 8601, UTC, when the run began
     "ceilings": (dict,),  # bandwidth, matrix_flops by dtype, special; per second, null where not measured
     "command": (str,),
+    "left_out": (list,),  # sentences: what of the suite was not planned on this device, and why
 }
 
 _TYPES: dict[str, tuple[type, ...]] = {

@@ -11,7 +11,7 @@ LayerNorm statistics, residual sums, pooling).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache
 
 import torch
 
@@ -125,7 +125,9 @@ def _transformer_work(case: StageCase, weights: int) -> Work:
     flops = 2 * rows * dim * (in_channels + out_channels) + num_layers * layer_flops
     # A layer: two LayerNorms, QKV, attention, projection + residual, fc1, fc2 + residual.
     layer_values = rows * (4 * dim + 4 * dim + 4 * dim + 3 * dim + (dim + mlp_dim) + (mlp_dim + 2 * dim))
-    around = rows * (in_channels + dim + 2 * dim + 2 * dim + 2 * dim + dim + out_channels)  # 1×1, unfold, norm, fold, 1×1
+    around = rows * (
+        in_channels + dim + 2 * dim + 2 * dim + 2 * dim + dim + out_channels
+    )  # 1×1, unfold, norm, fold, 1×1
     return Work(
         flops,
         batch * height * width * (in_channels + out_channels),
@@ -135,7 +137,7 @@ def _transformer_work(case: StageCase, weights: int) -> Work:
     )
 
 
-@lru_cache(maxsize=None)
+@cache
 def _weight_count(stage: str, sizes: tuple[int, ...]) -> int:
     weights = verify.random_weights(stage, sizes, torch.Generator().manual_seed(0))
     return sum(tensor.numel() for _, tensor in canonical.named_tensors(weights))
