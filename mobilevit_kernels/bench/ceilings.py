@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["Ceilings", "measure"]
+__all__ = ["NOT_MEASURED", "Ceilings", "measure"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class Ceilings:
         )
 
 
+NOT_MEASURED = Ceilings()
 REPEATS = 7
 
 

@@ -139,6 +139,8 @@ def _transformer_work(case: StageCase, weights: int) -> Work:
 
 @cache
 def _weight_count(stage: str, sizes: tuple[int, ...]) -> int:
+    if not sizes:  # attention alone has none
+        return 0
     weights = verify.random_weights(stage, sizes, torch.Generator().manual_seed(0))
     return sum(tensor.numel() for _, tensor in canonical.named_tensors(weights))
 
