@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import gc
-import importlib.metadata
-import os
-import platform
 import shlex
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -21,7 +16,7 @@ from typing import Any
 
 import torch
 
-from mobilevit_kernels import verify
+from mobilevit_kernels import machine, verify
 from mobilevit_kernels.bench import ceilings, results, timing
 from mobilevit_kernels.bench.ceilings import NOT_MEASURED, Ceilings
 from mobilevit_kernels.bench.implementations import Subject, subject_of
@@ -31,7 +26,7 @@ from mobilevit_kernels.bench.timing import Call, Timing
 from mobilevit_kernels.registry import BackendUnavailable
 from mobilevit_kernels.verify import Result
 
-__all__ = ["Limits", "TimeLimitExceeded", "describe_machine", "run", "run_job", "time_limit"]
+__all__ = ["Limits", "TimeLimitExceeded", "run", "run_job", "time_limit"]
 
 BUDGET_OVER = "the time budget was over"
 SHORT_MS = 0.1  # below this a call is timed by replaying a CUDA graph of it
@@ -80,60 +75,6 @@ def time_limit(seconds: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
-
-
-def describe_machine(device: torch.device, measured: Ceilings, left_out: Sequence[str]) -> dict[str, Any]:
-    """The ``meta`` of a result file."""
-    from mobilevit_kernels.cli.info import cpu_name
-
-    def version(package: str) -> str | None:
-        try:
-            return importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            return None
-
-    commit, dirty = _commit()
-    on_gpu = device.type == "cuda"
-    return {
-        "gpu": torch.cuda.get_device_name(device) if on_gpu else None,
-        "device": torch.cuda.get_device_name(device) if on_gpu else cpu_name(),
-        "driver": _driver() if on_gpu else None,
-        "cuda": torch.version.cuda,
-        "torch": torch.__version__,
-        "triton": version("triton"),
-        "timm": version("timm"),
-        "python": platform.python_version(),
-        "threads": torch.get_num_threads(),
-        "commit": commit,
-        "dirty": dirty,
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "ceilings": measured.to_dict(),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "left_out": list(left_out),
-    }
-
-
-def _output(*command: str) -> str | None:
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=True, timeout=20, cwd=Path(__file__).parent
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
-
-
-def _commit() -> tuple[str, bool | None]:
-    """The package's commit and whether files differ from it; ``MVK_COMMIT`` names it where there is no repository."""
-    commit = _output("git", "rev-parse", "HEAD")
-    if commit is None:
-        return os.environ.get("MVK_COMMIT") or "unknown", None
-    return commit, bool(_output("git", "status", "--porcelain", "--untracked-files=no"))
-
-
-def _driver() -> str | None:
-    found = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-    return found.splitlines()[0] if found else None
 
 
 @dataclass
@@ -408,7 +349,12 @@ def run(
     progress("measuring the ceilings")
     dtypes = tuple(dict.fromkeys(job.dtype for job in plan.jobs))
     measured = ceilings.measure(device, dtypes)
-    meta = describe_machine(device, measured, plan.left_out)
+    meta = {
+        **machine.describe(device),
+        "ceilings": measured.to_dict(),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "left_out": list(plan.left_out),
+    }
     path = Path(output) if output is not None else results.default_path(meta)
     by_job: dict[str, list[Record]] = {}
     if resume and path.exists():

@@ -139,7 +139,9 @@ def stage_cases(models: Iterable[str] = tuple(CONFIGS), batch: int = 1, size: in
         found = [case]
         if case.stage == "transformer":
             _, _, height, width = case.x_shape
-            shape = (batch, 3 * case.sizes[1], height, width)
+            patch_height, patch_width = case.options["patch_size"]
+            whole = (-(-height // patch_height) * patch_height, -(-width // patch_width) * patch_width)
+            shape = (batch, 3 * case.sizes[1], *whole)
             found.append(StageCase("unfold_attention_fold", (), shape, dict(case.options)))
         for one in found:
             if str(one) not in seen:

@@ -120,9 +120,10 @@ def _transformer_work(case: StageCase, weights: int) -> Work:
     batch, _, height, width = case.x_shape
     patch_height, patch_width = case.options["patch_size"]
     tokens, scores = _attention_sizes(case)
-    rows = batch * patch_height * patch_width * tokens  # the pixels of the map, resized where it is odd
+    rows = batch * patch_height * patch_width * tokens  # pixels of the map, rounded up to whole patches
     layer_flops = 2 * rows * (4 * dim**2 + 2 * dim * mlp_dim + 2 * tokens * dim)
-    flops = 2 * rows * dim * (in_channels + out_channels) + num_layers * layer_flops
+    pixels = batch * height * width  # an odd map is resized behind the first 1×1 and before the last
+    flops = 2 * pixels * dim * (in_channels + out_channels) + num_layers * layer_flops
     # A layer: two LayerNorms, QKV, attention, projection + residual, fc1, fc2 + residual.
     layer_values = rows * (4 * dim + 4 * dim + 4 * dim + 3 * dim + (dim + mlp_dim) + (mlp_dim + 2 * dim))
     around = rows * (
@@ -130,9 +131,9 @@ def _transformer_work(case: StageCase, weights: int) -> Work:
     )  # 1×1, unfold, norm, fold, 1×1
     return Work(
         flops,
-        batch * height * width * (in_channels + out_channels),
+        pixels * (in_channels + out_channels),
         weights,
-        num_layers * (rows * mlp_dim + scores) + rows * out_channels,
+        num_layers * (rows * mlp_dim + scores) + pixels * out_channels,
         num_layers * layer_values + around,
     )
 
