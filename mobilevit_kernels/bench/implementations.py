@@ -156,15 +156,17 @@ class StageSubject(Subject):
             return self._stock(torch.contiguous_format), "torch"
         if variant.impl == "cudnn":
             return self._converted(self._cudnn()), "torch"
-        if variant.impl == "tensorrt":
-            raise BackendUnavailable("TensorRT is measured with whole networks")
+        if variant.impl in ("tensorrt", "compile-reduce-overhead"):
+            raise BackendUnavailable("measured with whole networks")
         if variant.impl == "eager-channels_last":
             return self._converted(self._stock(torch.channels_last)), "torch"
         attends = self.case.stage in ("transformer", "unfold_attention_fold")
         run = self._stock(torch.channels_last, **({"attention": _sdpa} if attends else {}))
         if variant.impl.startswith("compile-"):
-            # The weights are inputs of the graph here, in the layout that it wants: there is nothing to freeze.
-            run = compiled(run, variant.impl.removeprefix("compile-"))
+            # Without the mode's own CUDA graphs: the stage is timed by replaying one of the whole call. The weights are
+            # inputs here, in the layout that the compiler wants: there is nothing to freeze.
+            mode = {"compile-default": "default", "compile-max-autotune": "max-autotune-no-cudagraphs"}
+            run = compiled(run, mode[variant.impl])
         return self._converted(run), "torch"
 
     def _stock(self, layout: torch.memory_format, **extra: Any) -> Call:

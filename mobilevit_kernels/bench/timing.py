@@ -6,13 +6,14 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 __all__ = ["Call", "Timing", "captured", "quantile", "time_interleaved"]
 
-Call = Callable[[Tensor], object]
+Call: TypeAlias = Callable[[Tensor], Any]
 
 WINDOW = 5  # calls in each half of the stability test
 STABLE_WITHIN = 0.02  # the medians of two windows in a row differ by less

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -68,6 +66,7 @@ RESULTS = "benchmarks/results"
 @click.pass_context
 def bench(
     context: click.Context,
+    /,
     quick: bool,
     rounds: int | None,
     threads: int | None,
@@ -103,9 +102,7 @@ def bench(
 
     limits = runner.Limits(budget_s, prepare_s, target_s=0.3 if quick else 1.0, rounds=rounds)
     signal.signal(signal.SIGTERM, _stop)  # so that what runs on exit runs
-    with tempfile.TemporaryDirectory() as cache, _common.console(stderr=True).status("") as status:
-        # Compile times are those of a first compile, whatever earlier runs left in the usual place.
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", cache)
+    with _common.console(stderr=True).status("") as status:
         content, path = runner.run(
             plan, where, output, limits=limits, resume=resume, progress=status.update, finished=_log
         )
