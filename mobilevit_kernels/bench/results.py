@@ -31,6 +31,7 @@ __all__ = [
     "read",
     "slug",
     "write",
+    "write_text",
 ]
 
 SCHEMA = 1
@@ -118,10 +119,9 @@ class Record:
 
     @property
     def label(self) -> str:
-        """The implementation as tables print it: ``ours (triton, graph)``, ``compile-default``."""
-        if self.impl != "ours":
-            return self.impl
-        return f"ours ({self.backend}{', graph' if self.graph else ''})"
+        """The implementation as tables print it: ``ours (triton, graph)``, ``compile-default``, ``sdpa (graph)``."""
+        details = [self.backend] * (self.impl == "ours") + ["graph"] * self.graph
+        return f"{self.impl} ({', '.join(details)})" if details else self.impl
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""
@@ -233,10 +233,14 @@ def load(path: str | Path) -> Results:
 
 
 def write(path: str | Path, meta: dict[str, Any], records: Iterable[Record]) -> None:
-    """Writes a result file in one step: a reader, or a killed run, sees the old content or the new, never a part."""
-    path = Path(path)
+    """Writes a result file, as :func:`write_text` does."""
     data = {"schema": SCHEMA, "meta": meta, "records": [record.to_dict() for record in records]}
-    text = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    write_text(path, json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Writes a file in one step: a reader, or a killed run, sees the old content or the new, never a part."""
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
     try:
@@ -288,7 +292,7 @@ class Change:
 
     Attributes:
         before, after: None where a file lacks it.
-        ratio: time before over time after; above 1 is faster. None where either has no time.
+        ratio: time before over time after; above 1 is faster. None where either has no time or failed its check.
         verdict: ``faster``, ``slower``, ``same`` (the p20…p80 ranges overlap), ``new``, ``gone`` or ``not comparable``.
     """
 
@@ -309,7 +313,7 @@ def compare(before: Results, after: Results) -> list[Change]:
         a = old.pop(b.key, None)
         if a is None:
             changes.append(Change(None, b, None, "new"))
-        elif not (a.ms and b.ms and a.ms_p20 and a.ms_p80 and b.ms_p20 and b.ms_p80):
+        elif not (a.status == b.status == OK and a.ms and b.ms and a.ms_p20 and a.ms_p80 and b.ms_p20 and b.ms_p80):
             changes.append(Change(a, b, None, "not comparable"))
         else:
             apart = a.ms_p80 < b.ms_p20 or b.ms_p80 < a.ms_p20
