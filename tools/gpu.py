@@ -12,7 +12,6 @@ table comes last. Needs nothing but the standard library: it runs before anythin
 from __future__ import annotations
 
 import argparse
-import functools
 import importlib.util
 import json
 import math
@@ -470,7 +469,7 @@ def parallel_options() -> list[str]:
     return ["-n", str(workers), "--dist", "worksteal"]
 
 
-def sanitizer_command(python: str, sanitizer: str, tool: str, limit: float) -> list[str]:
+def sanitizer_command(python: str, sanitizer: str, tool: str) -> list[str]:
     """The small set in one process under compute-sanitizer.
 
     Only our own kernels are checked where this version can choose them: their mangled names hold the namespace. API
@@ -515,8 +514,22 @@ def plan(folder: Path, *, full: bool, gpu: str | None, offline: bool) -> list[St
     def cap(quick: float, whole: float) -> float:
         return whole if full else quick
 
+    def sanitize(tool: str, quick_cap: float, share: float) -> Step:
+        return Step(
+            tool,
+            "sanitizer.log",
+            lambda _: sanitizer_command(python, str(sanitizer), tool),
+            report_sanitizer,
+            cap=cap(quick_cap, 600),
+            share=share if sanitizer else 0.0,
+            obstacle=no_sanitizer,
+            excused=gpu is None,
+            # PyTorch's caching allocator would hide what lies outside of a tensor.
+            environment={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
+        )
+
     isolation = ["--no-build-isolation"] if offline else []
-    steps = [
+    return [
         Step(
             "build",
             "build.log",
@@ -533,23 +546,8 @@ def plan(folder: Path, *, full: bool, gpu: str | None, offline: bool) -> list[St
             share=60,
         ),
         Step("bench", "bench.log", bench, report_of_bench, share=120),
-    ]
-    for tool, quick_cap, share in (("memcheck", 60.0, 45.0), ("racecheck", 60.0, 30.0)):
-        steps.append(
-            Step(
-                tool,
-                "sanitizer.log",
-                functools.partial(sanitizer_command, python, str(sanitizer), tool),
-                report_sanitizer,
-                cap=cap(quick_cap, 600),
-                share=share if sanitizer else 0.0,
-                obstacle=no_sanitizer,
-                excused=gpu is None,
-                # PyTorch's caching allocator would hide what lies outside of a tensor.
-                environment={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
-            )
-        )
-    steps.append(
+        sanitize("memcheck", 60, 45),
+        sanitize("racecheck", 60, 30),
         Step(
             "report",
             "bench.log",
@@ -557,9 +555,8 @@ def plan(folder: Path, *, full: bool, gpu: str | None, offline: bool) -> list[St
             cap=cap(30, 300),
             share=15,
             obstacle=lambda: None if results.exists() else "no bench.json",
-        )
-    )
-    return steps
+        ),
+    ]
 
 
 def commit() -> str:
