@@ -326,9 +326,9 @@ def figures(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         records: of a result file.
 
     Returns:
-        For each job with ours in it: the fastest torch.compile mode and the fastest of ours among those whose result
-        passed its check, their ratio (None where either is missing), ours' error beside stock's, and the share of the
-        floor. ``note`` says why a ratio is missing.
+        For each job with ours in it that was reached: the fastest torch.compile mode and the fastest of ours among those
+        whose result passed its check, their ratio (None where either is missing), ours' error beside stock's, and the
+        share of the floor. ``note`` says why a ratio is missing.
     """
     jobs: dict[str, list[Mapping[str, Any]]] = {}
     for record in records:
@@ -346,6 +346,8 @@ def figures(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
             continue
         best, peer = fastest(ours), fastest(compiled)
         shown = best or next((record for record in ours if record["rel_l2_err"] is not None), ours[0])
+        if peer is None and shown["status"] == "left out":
+            continue  # the time was over
         note = ""
         if best is None:
             note = f"ours: {shown['status']}"
@@ -386,7 +388,21 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: frozens
     return lines
 
 
-FIGURES = ("model", "batch", "size", "dtype", "torch.compile", "ms", "ours", "ms", "ratio", "error", "stock", "floor")
+FIGURES = (
+    "model",
+    "batch",
+    "size",
+    "dtype",
+    "torch.compile",
+    "ms",
+    "ours",
+    "ms",
+    "ratio",
+    "error",
+    "stock",
+    "floor",
+    "",
+)
 
 
 def _number(value: float | None, form: str) -> str:
@@ -418,10 +434,11 @@ def render(outcomes: Sequence[Outcome], rows: Sequence[Mapping[str, Any]], title
                     _number(row["compile_ms"], ".3f"),
                     row["ours"],
                     _number(row["ours_ms"], ".3f"),
-                    f"({row['note']})" if row["ratio"] is None else f"{row['ratio']:.2f}x",
+                    "-" if row["ratio"] is None else f"{row['ratio']:.2f}x",
                     _number(row["rel_l2_err"], ".1e"),
                     _number(row["stock_rel_l2_err"], ".1e"),
                     _number(row["floor_fraction"], ".0%"),
+                    row["note"],
                 ]
                 for row in rows
             ],
@@ -489,8 +506,8 @@ def sanitizer_command(python: str, sanitizer: str, tool: str) -> list[str]:
     return [sanitizer, *options, *pytest_command(python, "-p", "no:xdist", *SANITIZED)]
 
 
-def plan(folder: Path, *, full: bool, gpu: str | None, offline: bool) -> list[Step]:
-    """The steps in order of worth."""
+def plan(folder: Path, *, full: bool, budget: float | None, gpu: str | None, offline: bool) -> list[Step]:
+    """The steps in order of worth; caps and shares are for the default budget and go with it."""
     python = sys.executable
     sanitizer = find_sanitizer() if gpu else None
     results = folder / "bench.json"
@@ -501,7 +518,11 @@ def plan(folder: Path, *, full: bool, gpu: str | None, offline: bool) -> list[St
         return command if math.isinf(limit) else [*command, "--budget-s", str(max(1, int(limit - 15)))]
 
     def report_of_bench(text: str) -> Report:
-        return report_bench(results) if results.exists() else last_line(text)
+        if not results.exists():
+            return last_line(text)
+        report = report_bench(results)
+        errors = re.findall(r"^mobilevit-kernels: error: .*", text, re.M)
+        return Report(report.headline, (*errors, *report.details))
 
     def no_sanitizer() -> str | None:
         if gpu is None:
@@ -511,17 +532,22 @@ def plan(folder: Path, *, full: bool, gpu: str | None, offline: bool) -> list[St
         built = report_build((folder / "build.log").read_text(encoding="utf-8", errors="replace"))
         return None if built.headline.startswith("CUDA kernels for") else "the extension was not built"
 
-    def cap(quick: float, whole: float) -> float:
-        return whole if full else quick
+    scale = 1.0 if budget is None else budget / QUICK_BUDGET_S
 
-    def sanitize(tool: str, quick_cap: float, share: float) -> Step:
+    def cap(quick: float, whole: float) -> float:
+        return whole if full else quick * max(1.0, scale)
+
+    def share(seconds: float) -> float:
+        return seconds * min(1.0, scale)
+
+    def sanitize(tool: str, quick_cap: float, seconds: float) -> Step:
         return Step(
             tool,
             "sanitizer.log",
             lambda _: sanitizer_command(python, str(sanitizer), tool),
             report_sanitizer,
             cap=cap(quick_cap, 600),
-            share=share if sanitizer else 0.0,
+            share=share(seconds) if sanitizer else 0.0,
             obstacle=no_sanitizer,
             excused=gpu is None,
             # PyTorch's caching allocator would hide what lies outside of a tensor.
@@ -543,9 +569,9 @@ def plan(folder: Path, *, full: bool, gpu: str | None, offline: bool) -> list[St
             lambda _: pytest_command(python, *parallel_options()),
             report_tests,
             cap=cap(160, 3600),
-            share=60,
+            share=share(60),
         ),
-        Step("bench", "bench.log", bench, report_of_bench, share=120),
+        Step("bench", "bench.log", bench, report_of_bench, share=share(120)),
         sanitize("memcheck", 60, 45),
         sanitize("racecheck", 60, 30),
         Step(
@@ -553,7 +579,7 @@ def plan(folder: Path, *, full: bool, gpu: str | None, offline: bool) -> list[St
             "bench.log",
             lambda _: [python, "-m", "benchmarks", "report", str(results), "--output", str(folder / "report.html")],
             cap=cap(30, 300),
-            share=15,
+            share=share(15),
             obstacle=lambda: None if results.exists() else "no bench.json",
         ),
     ]
@@ -652,7 +678,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     signal.signal(signal.SIGTERM, _interrupt)
     offline = os.environ.get("MVK_OFFLINE") == "1"
-    steps = plan(folder, full=options.full, gpu=gpu, offline=offline)
+    steps = plan(folder, full=options.full, budget=budget, gpu=gpu, offline=offline)
     meta = {
         "gpu": gpu,
         "commit": known_commit,
