@@ -278,7 +278,8 @@ def _time(prepared: list[_Prepared], subject: Subject, limits: Limits) -> list[R
         target_s=limits.target_s,
         warm_up_s=limits.warm_up_s,
     )
-    return [_timed(p.record, timings[p.record.label], timings.get("eager")) for p in prepared]
+    eager = next((timings[p.record.label] for p in prepared if p.variant.impl == "eager"), None)
+    return [_timed(p.record, timings[p.record.label], eager) for p in prepared]
 
 
 def _timed(record: Record, took: Timing, eager: Timing | None) -> Record:

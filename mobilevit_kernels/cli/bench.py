@@ -128,8 +128,7 @@ def _log(records: Sequence[Record]) -> None:
 def _print(content: Results, path: Path) -> None:
     from mobilevit_kernels.bench import tables
 
-    columns, rows = tables.summary(content)
-    _common.print_table(f"{content.meta['device']}, {content.meta['date'][:10]}", columns, rows)
+    _common.print_table(f"{content.meta['device']}, {content.meta['date'][:10]}", *tables.summary(content))
     for sentence in content.meta["left_out"]:
         click.echo(f"left out: {sentence}")
     click.echo(f"\nwritten: {path}")
@@ -147,6 +146,18 @@ def _newest_or(path: Path | None) -> tuple[Path, Results]:
     return next(iter(found.values()))
 
 
+def _for_plots(content: Results) -> dict[str, Any]:
+    """Counts by job, and the stages of each network at the largest batch that they were measured with."""
+    from mobilevit_kernels.bench import tables
+
+    dtype = tables.served_dtype(content)
+    batch = max((record.batch for record in content.select(dtype=dtype) if record.stage), default=1)
+    return {
+        "work": {r.job: (r.flops, r.bytes) for r in content.records if r.flops is not None},
+        "breakdown": {name: suite.breakdown(name, batch, getattr(torch, dtype)) for name in CONFIGS},
+    }
+
+
 @bench.command()
 @click.argument("before", type=_file)
 @click.argument("after", type=_file)
@@ -156,7 +167,6 @@ def compare(before: Path, after: Path, as_json: bool) -> None:
     from mobilevit_kernels.bench import tables
 
     old, new = results.load(before), results.load(after)
-    changes = results.compare(old, new)
     if as_json:
         rows = [
             {
@@ -167,15 +177,14 @@ def compare(before: Path, after: Path, as_json: bool) -> None:
                 "ratio": change.ratio,
                 "verdict": change.verdict,
             }
-            for change in changes
+            for change in results.compare(old, new)
             if (record := change.after or change.before)
         ]
         _common.print_json(rows)
         return
-    warnings, columns, cells = tables.comparison(old, new, changes)
-    for warning in warnings:
-        click.echo(f"warning: {warning}", err=True)
-    _common.print_table(f"{before} → {after}", columns, cells)
+    head, table = tables.comparison(old, new)
+    click.echo(head + "\n")
+    _common.print_table("", *table)
 
 
 @bench.command()
@@ -186,7 +195,7 @@ def plot(file: Path | None, output: Path) -> None:
     from mobilevit_kernels.bench import plots
 
     _, content = _newest_or(file)
-    for name, drawn in plots.draw_all(content, output).items():
+    for name, drawn in plots.draw_all(content, output, **_for_plots(content)).items():
         if isinstance(drawn, str):
             click.echo(f"{name}: left out: {drawn}")
         else:
@@ -201,7 +210,7 @@ def report(file: Path | None, output: Path) -> None:
     from mobilevit_kernels.bench import html
 
     _, content = _newest_or(file)
-    html.write_report(content, output)
+    html.write_report(content, output, **_for_plots(content))
     click.echo(f"written: {output}")
 
 
@@ -212,10 +221,10 @@ def readme(check: bool, path: Path) -> None:
     """Generate the README's tables from the newest result file of each GPU."""
     from mobilevit_kernels.bench import tables
 
-    same = tables.update_readme(path, tables.readme_section(results.newest(RESULTS)), check=check)
-    if check and not same:
-        raise click.exceptions.Exit(1)
-    click.echo(f"{path}: {'in step' if same else 'updated'}")
+    differed = tables.update_readme(path, tables.readme_section(results.newest(RESULTS)), check=check)
+    click.echo(f"{path}: {('out of step' if check else 'updated') if differed else 'in step'}")
+    if check and differed:
+        raise SystemExit(1)
 
 
 bench.add_command(profile)
