@@ -326,9 +326,9 @@ def figures(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         records: of a result file.
 
     Returns:
-        For each job with ours in it that was reached: the fastest torch.compile mode and the fastest of ours among those
-        whose result passed its check, their ratio (None where either is missing), ours' error beside stock's, and the
-        share of the floor. ``note`` says why a ratio is missing.
+        For each job with ours in it that was reached: the fastest torch.compile mode and the fastest of ours among
+        those whose result passed its check, their ratio (None where either is missing), ours' error beside stock's, and
+        the share of the floor. ``note`` says why a ratio is missing.
     """
     jobs: dict[str, list[Mapping[str, Any]]] = {}
     for record in records:

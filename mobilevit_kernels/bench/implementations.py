@@ -109,7 +109,7 @@ class NetworkSubject(Subject):
             return compiled(copy.deepcopy(self.low), variant.impl.removeprefix("compile-")), "torch"
         if variant.impl == "tensorrt":
             return self._tensorrt(), "tensorrt"
-        fast = optimize(self.stock, dtype=self.job.dtype, backend=variant.backend)
+        fast: Any = optimize(self.stock, dtype=self.job.dtype, backend=variant.backend)
         backends = sorted({module.packed.backend for module in fast.modules() if isinstance(module, Stage)})
         if variant.graph:
             fast.capture(self.job.batch, height=self.job.height, width=self.job.width)
@@ -143,10 +143,12 @@ class StageSubject(Subject):
         x = x.to(device, job.dtype)
         self.weights = None if weights is None else _map(weights, lambda tensor: tensor.to(device))
         self.inputs = [x, *(x.roll(i, -1) for i in range(1, NUM_INPUTS))]
-        self.options = {n: v.to(device, job.dtype) if isinstance(v, Tensor) else v for n, v in options.items()}
+        self.options: dict[str, Any] = {
+            n: v.to(device, job.dtype) if isinstance(v, Tensor) else v for n, v in options.items()
+        }
 
     def truth(self) -> Tensor:
-        options = {n: v[self.rows] if isinstance(v, Tensor) else v for n, v in self.options.items()}
+        options: dict[str, Any] = {n: v[self.rows] if isinstance(v, Tensor) else v for n, v in self.options.items()}
         return verify.reference(self.case.stage, self.inputs[0][self.rows], self.weights, **options)
 
     def build(self, variant: Variant) -> tuple[Call, str]:
