@@ -355,6 +355,7 @@ def run(
     """
     device = torch.device(device)
     deadline = None if limits.budget_s is None else time.monotonic() + limits.budget_s
+    torch.backends.cudnn.benchmark = True  # peers get their best algorithms
     progress("measuring the ceilings")
     dtypes = tuple(dict.fromkeys(job.dtype for job in plan.jobs))
     measured = ceilings.measure(device, dtypes)
