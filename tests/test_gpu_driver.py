@@ -342,7 +342,19 @@ def test_report_of_the_sanitizer() -> None:
     report = gpu.report_sanitizer(RACECHECK)
     assert report.headline == "0 hazards displayed (0 errors, 0 warnings); 1 passed"
     assert report.details == ()
-    assert gpu.report_sanitizer("========= COMPUTE-SANITIZER\n").headline.startswith("no summary")
+    assert not report.failed
+    nothing = gpu.report_sanitizer("========= COMPUTE-SANITIZER\n")
+    assert nothing.headline.startswith("no summary")
+    assert nothing.failed
+    skipped = RACECHECK.replace("PASSED", "SKIPPED").replace("passed", "skipped")
+    assert gpu.report_sanitizer(skipped).failed  # nothing was checked
+
+
+def test_a_report_can_fail_a_step(drive) -> None:
+    code, summary, _ = drive(fake("tests", "print('=== 20 skipped in 1.0s ===')", report=gpu.report_gpu_tests))
+    assert code == 1
+    assert statuses(summary) == {"tests": "failed"}
+    assert summary["steps"][0]["headline"] == "20 skipped"
 
 
 def test_report_of_the_build() -> None:

@@ -25,7 +25,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +56,11 @@ OK, FAILED, TIMED_OUT, SKIPPED = "ok", "failed", "timed out", "skipped"
 
 @dataclass(frozen=True)
 class Report:
-    """What a step's output says: one line, and up to ``MAX_DETAILS`` more."""
+    """What a step's output says: one line, up to ``MAX_DETAILS`` more, and whether it failed despite its exit code."""
 
     headline: str
     details: tuple[str, ...] = ()
+    failed: bool = False
 
 
 def last_line(text: str) -> Report:
@@ -209,9 +210,10 @@ class Runner:
         if timed_out:
             status, headline = TIMED_OUT, f"ended after {limit:.0f} s: {report.headline}"
         else:
-            status, headline = (OK if process.returncode == 0 else FAILED), report.headline
-            if status == FAILED:
-                headline += f" (exit code {process.returncode})"
+            code = process.returncode
+            status, headline = (FAILED if code or report.failed else OK), report.headline
+            if code:
+                headline += f" (exit code {code})"
         details = report.details[:MAX_DETAILS]
         if len(report.details) > MAX_DETAILS:
             details = (*details[:-1], f"and {len(report.details) - MAX_DETAILS + 1} more, in {step.log}")
@@ -281,14 +283,20 @@ def report_tests(text: str) -> Report:
     return Report(", ".join(f"{n} {status.lower()}" for status, n in counts.items()) + " so far", failing)
 
 
+def report_gpu_tests(text: str) -> Report:
+    """The same where there is a GPU: it is a failure where every test was skipped."""
+    report = report_tests(text)
+    return replace(report, failed=re.search(r"\b\d+ passed\b", report.headline) is None)
+
+
 def report_sanitizer(text: str) -> Report:
     """compute-sanitizer's error count, beside what pytest says."""
     counted = re.findall(r"^=+ (?:ERROR|RACECHECK) SUMMARY: (.*)$", text, re.M)
-    tests = report_tests(text)
+    tests = report_gpu_tests(text)
     # The first line of each finding; what follows it is indented.
     found = re.findall(r"^========= (?!COMPUTE-SANITIZER|ERROR SUMMARY|RACECHECK SUMMARY)(\S.*)$", text, re.M)
     headline = f"{counted[-1]}; {tests.headline}" if counted else f"no summary; {tests.headline}"
-    return Report(headline, (*dict.fromkeys(found), *tests.details))
+    return Report(headline, (*dict.fromkeys(found), *tests.details), tests.failed or not counted)
 
 
 def report_bench(path: Path) -> Report:
@@ -474,7 +482,7 @@ def find_sanitizer() -> str | None:
 
 def pytest_command(python: str, *arguments: str) -> list[str]:
     """The tests that need a GPU; each with its result on a line, so that the log of a killed run has them too."""
-    options = ["-v", "--tb=short", "--color=no", "-p", "no:cacheprovider", "-m", "gpu"]
+    options = ["-v", "-rs", "--tb=short", "--color=no", "-p", "no:cacheprovider", "-m", "gpu"]
     return [python, "-m", "pytest", *options, *arguments]
 
 
@@ -567,7 +575,7 @@ def plan(folder: Path, *, full: bool, budget: float | None, gpu: str | None, off
             "tests",
             "tests.log",
             lambda _: pytest_command(python, *parallel_options()),
-            report_tests,
+            report_gpu_tests if gpu else report_tests,
             cap=cap(160, 3600),
             share=share(60),
         ),
