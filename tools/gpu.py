@@ -563,22 +563,31 @@ def plan(folder: Path, *, full: bool, budget: float | None, gpu: str | None, off
         )
 
     isolation = ["--no-build-isolation"] if offline else []
+    warm = Step(
+        "warm",
+        "bench.log",
+        lambda _: [python, str(ROOT / "tools" / "warm.py")],
+        cap=cap(60, 60),
+        obstacle=lambda: None if gpu else "no GPU",
+        excused=gpu is None,
+    )
     return [
         Step(
             "build",
             "build.log",
             lambda _: [python, "-m", "pip", "install", "-v", *isolation, "--no-deps", "-e", "."],
             report_build,
-            cap=cap(150, 1800),
+            cap=cap(110, 1800),
         ),
         Step(
             "tests",
             "tests.log",
             lambda _: pytest_command(python, *parallel_options()),
             report_gpu_tests if gpu else report_tests,
-            cap=cap(160, 3600),
+            cap=cap(150, 3600),
             share=share(60),
         ),
+        *([] if full else [warm]),
         Step("bench", "bench.log", bench, report_of_bench, share=share(120)),
         sanitize("memcheck", 60, 45),
         sanitize("racecheck", 60, 30),
