@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint aot wheel clean help
+.PHONY: demo test lint aot gpu gpu-full gpu-check wheel clean help
 
 help:  ## Show the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -24,6 +24,23 @@ aot: $(VENV)/.test  ## Compile every Triton kernel ahead of time for sm_80, sm_9
 	  env -u TRITON_INTERPRET $(BIN)/python -m mobilevit_kernels.triton.aot --arch $$arch \
 	    --output docs/triton-aot-sm$$arch.json; done
 
+# MVK_OFFLINE=1: $(PYTHON) as it is, with all dependencies; else .venv, which is made before the budget's clock starts.
+ifeq ($(MVK_OFFLINE),1)
+gpu_python := $(PYTHON)
+else
+gpu_python := $(BIN)/python
+gpu_venv := $(VENV)/.gpu
+endif
+
+gpu: $(gpu_venv)  ## On a GPU: build, tests, quick benchmarks, sanitizer in MVK_BUDGET_S seconds; results in RESULTS_DIR.
+	@$(gpu_python) tools/gpu.py
+
+gpu-full: $(gpu_venv)  ## The same with the whole benchmark suite and no budget.
+	@$(gpu_python) tools/gpu.py --full
+
+gpu-check:
+	@$(PYTHON) tools/gpu.py --check
+
 wheel: | $(VENV)/bin/python  ## dist/*.whl with the CUDA kernels for every supported GPU; needs an nvcc.
 	MVK_BUILD_CUDA=1 MVK_CUDA_ARCHITECTURES="80;86;89;90a;100;120;120-ptx" $(BIN)/python -m pip wheel --no-deps -w dist .
 
@@ -36,6 +53,10 @@ $(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.test: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet -e '.[test]'
+	touch $@
+
+$(VENV)/.gpu: pyproject.toml | gpu-check $(VENV)/bin/python
+	MVK_BUILD_CUDA=0 $(BIN)/python -m pip install --quiet -e '.[test,bench]'
 	touch $@
 
 $(VENV)/.lint: pyproject.toml | $(VENV)/.test

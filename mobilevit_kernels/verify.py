@@ -50,6 +50,7 @@ __all__ = [
     "reference",
     "reference_network",
     "relative_error",
+    "stock",
 ]
 
 MAX_STAGE_RATIO = 2.0  # a stage's error over the stock's at the same dtype, worst case
@@ -97,15 +98,27 @@ def _inverted_residual(
     return x + y if residual else y
 
 
-def _attention(q: Tensor, k: Tensor, v: Tensor, num_heads: int, scale: float) -> Tensor:
-    """Sequences (S, N, D) each → (S, N, D): softmax(q·kᵀ·scale)·v a head."""
+Attention: TypeAlias = Callable[[Tensor, Tensor, Tensor, float], Tensor]
+
+
+def _softmax_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """(S, heads, N, head_dim) each: softmax(q·kᵀ·scale)·v."""
+    return torch.softmax(q @ k.transpose(-2, -1) * scale, dim=-1) @ v
+
+
+def _heads(attention: Attention, q: Tensor, k: Tensor, v: Tensor, num_heads: int, scale: float) -> Tensor:
+    """Sequences (S, N, D) each → (S, N, D), through ``attention`` a head."""
     q, k, v = (part.unflatten(-1, (num_heads, -1)).transpose(1, 2) for part in (q, k, v))
-    scores = torch.softmax(q @ k.transpose(-2, -1) * scale, dim=-1)
-    return (scores @ v).transpose(1, 2).flatten(2)
+    return attention(q, k, v, scale).transpose(1, 2).flatten(2)
 
 
 def _transformer(
-    x: Tensor, weights: TransformerWeights, *, num_heads: int = 4, patch_size: tuple[int, int] = (2, 2)
+    x: Tensor,
+    weights: TransformerWeights,
+    *,
+    num_heads: int = 4,
+    patch_size: tuple[int, int] = (2, 2),
+    attention: Attention = _softmax_attention,
 ) -> Tensor:
     y = F.conv2d(x, weights.in_weight)
     height, width = y.shape[2:]
@@ -118,7 +131,7 @@ def _transformer(
     for layer in weights.layers:
         normed = F.layer_norm(tokens, dim, layer.norm1_weight, layer.norm1_bias, weights.eps)
         q, k, v = F.linear(normed, layer.qkv_weight, layer.qkv_bias).chunk(3, dim=-1)
-        tokens = tokens + F.linear(_attention(q, k, v, num_heads, scale), layer.proj_weight, layer.proj_bias)
+        tokens = tokens + F.linear(_heads(attention, q, k, v, num_heads, scale), layer.proj_weight, layer.proj_bias)
         normed = F.layer_norm(tokens, dim, layer.norm2_weight, layer.norm2_bias, weights.eps)
         hidden = F.silu(F.linear(normed, layer.fc1_weight, layer.fc1_bias))
         tokens = tokens + F.linear(hidden, layer.fc2_weight, layer.fc2_bias)
@@ -130,11 +143,17 @@ def _transformer(
 
 
 def _unfold_attention_fold(
-    qkv: Tensor, weights: None, *, num_heads: int, patch_size: tuple[int, int] = (2, 2), scale: float | None = None
+    qkv: Tensor,
+    weights: None,
+    *,
+    num_heads: int,
+    patch_size: tuple[int, int] = (2, 2),
+    scale: float | None = None,
+    attention: Attention = _softmax_attention,
 ) -> Tensor:
     q, k, v = (python_ref.unfold(part, patch_size) for part in qkv.chunk(3, dim=1))
     scale = (q.shape[-1] // num_heads) ** -0.5 if scale is None else scale
-    return python_ref.fold(_attention(q, k, v, num_heads, scale), patch_size, (qkv.shape[2], qkv.shape[3]))
+    return python_ref.fold(_heads(attention, q, k, v, num_heads, scale), patch_size, (qkv.shape[2], qkv.shape[3]))
 
 
 def _head(x: Tensor, weights: HeadWeights, *, pool: bool = True) -> Tensor:
@@ -165,15 +184,27 @@ def reference(
         x: its input, of any dtype.
         weights: canonical weights; None for unfold_attention_fold.
         dtype: everything is cast to it first (uint8 images stay so).
-        options: the op's own.
+        options: the op's own, and ``attention``: another writing of softmax(q·kᵀ·scale)·v for the stages that have it.
     """
+    return stock(stage, weights, dtype, x.device, **options)(x if x.dtype == torch.uint8 else x.to(dtype))
+
+
+def stock(
+    stage: str, weights: StageWeights | None, dtype: torch.dtype, device: torch.device | str = "cpu", **options: Any
+) -> Callable[[Tensor], Tensor]:
+    """:func:`reference` with everything but the input cast to ``dtype`` beforehand, to be called many times."""
     cast = {name: value.to(dtype) if isinstance(value, Tensor) else value for name, value in options.items()}
     if weights is not None:
-        tensors = {name: tensor.to(x.device, dtype) for name, tensor in canonical.named_tensors(weights)}
+        tensors = {name: tensor.to(device, dtype) for name, tensor in canonical.named_tensors(weights)}
         others = {"eps": weights.eps} if isinstance(weights, TransformerWeights) else {}
         weights = canonical.from_tensors(type(weights), tensors, **others)
-    with torch.no_grad():
-        return _REFERENCE[stage](x if x.dtype == torch.uint8 else x.to(dtype), weights, **cast)
+    run = _REFERENCE[stage]
+
+    def call(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return run(x, weights, **cast)
+
+    return call
 
 
 def reference_network(

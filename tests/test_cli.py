@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import bench_fixtures
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
 from stock import timm_model
 
+from mobilevit_kernels.bench import results as bench_results
 from mobilevit_kernels.cli import main
 
 
@@ -133,25 +135,71 @@ def test_evaluate(run, photograph: Path, tmp_path: Path) -> None:
     assert run("evaluate", tmp_path / "data", "--model", "mobilevit_xxs")[0] == 2  # 1000 classes, 3 folders
 
 
-def test_bench(run) -> None:
-    code, out, _ = run("bench", "--model", "mobilevit_xxs", "--batch", 1, "--size", 64, "--rounds", 3, "--json")
+BENCH = ("bench", "--model", "mobilevit_xxs", "--batch", 1, "--size", 64, "--rounds", 3, "--suite", "models")
+
+
+def test_bench(run, tmp_path: Path) -> None:
+    file = tmp_path / "out.json"
+    code, out, err = run(*BENCH, "--output", file, "--json")
     assert code == 0
-    records = json.loads(out)["records"]
-    assert [record["impl"] for record in records] == ["eager", "eager-channels_last", "ours"]
-    assert records[0]["ratio"] == pytest.approx(1.0)
-    assert all(record["ms_p20"] <= record["ms"] <= record["ms_p80"] for record in records)
+    assert json.loads(out)["meta"]["gpu"] is None
+    content = bench_results.load(file)
+    assert [record.label for record in content.records] == ["eager", "eager-channels_last", "ours (torch)"]
+    assert content.records[0].speedup == pytest.approx(1.0)
+    assert all(record.ms_p20 <= record.ms <= record.ms_p80 for record in content.records)
+    assert "no GPU" in " ".join(content.meta["left_out"])
+    assert err.count("model/mobilevit_xxs/b1/64x64/float32") == 3, "a line a record, for logs"
+    code, out, _ = run(*BENCH, "--output", file, "--resume")
+    assert code == 0
+    assert bench_results.load(file) == content, "nothing was run again"
+    assert "ours (torch)" in out
+    assert f"written: {file}" in out
 
 
-def test_bench_withholds_the_ratio_of_a_wrong_result(run, monkeypatch) -> None:
+def test_bench_withholds_the_ratio_of_a_wrong_result(run, monkeypatch, tmp_path: Path) -> None:
     import mobilevit_kernels.torch.head as head
 
     right = head.run
     monkeypatch.setattr(head, "run", lambda *args, **kwargs: right(*args, **kwargs) * 1.001)
-    code, out, _ = run("bench", "--model", "mobilevit_xxs", "--batch", 1, "--size", 64, "--rounds", 3, "--json")
+    code, out, _ = run(*BENCH, "--output", tmp_path / "out.json", "--json")
     assert code == 1
     ours = json.loads(out)["records"][-1]
-    assert ours["ratio"] is None
-    assert not ours["parity"]
+    assert ours["speedup"] is None
+    assert ours["status"] == "parity failed"
+
+
+def test_bench_list_runs_nothing(run) -> None:
+    code, out, _ = run("bench", "--list", "--quick")
+    assert code == 0
+    assert out.splitlines()[0].startswith("model/mobilevit_s/b1/256x256/float32  eager, eager-channels_last, ours")
+
+
+def test_bench_commands(run, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    old, new = tmp_path / "old.json", tmp_path / "new.json"
+    content = bench_fixtures.gpu_results()
+    bench_results.write(old, bench_fixtures.gpu_meta(), ())
+    bench_results.write(new, content.meta, content.records)
+    code, out, _ = run("bench", "compare", old, new)
+    assert code == 0
+    assert "new" in out
+    code, out, _ = run("bench", "compare", old, new, "--json")
+    assert {row["verdict"] for row in json.loads(out)} == {"new"}
+    code, out, _ = run("bench", "plot", new, "--output", tmp_path / "plots")
+    assert code == 0
+    assert "throughput: " in out
+    assert (tmp_path / "plots" / "throughput.svg").exists()
+    code, _, _ = run("bench", "report", new, "--output", tmp_path / "report.html")
+    assert code == 0
+    assert "NVIDIA H200" in (tmp_path / "report.html").read_text()
+
+
+def test_bench_readme(run, tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("# x\n\n<!-- benchmarks:begin -->\n\n<!-- benchmarks:end -->\n")
+    assert run("bench", "readme", "--path", readme, "--check")[0] == 1
+    assert run("bench", "readme", "--path", readme)[:2] == (0, f"{readme}: updated\n")
+    assert run("bench", "readme", "--path", readme, "--check")[:2] == (0, f"{readme}: in step\n")
 
 
 def test_demo(run, tmp_path: Path) -> None:
@@ -184,6 +232,12 @@ def test_demo(run, tmp_path: Path) -> None:
         "evaluate nowhere",
         "evaluate {folder}",
         "bench --batch 0",
+        "bench --only nonsense",
+        "bench --suite all",
+        "bench compare nowhere.json {text}",
+        "bench report {text}",
+        "bench plot nowhere.json",
+        "bench readme --path {text}",
         "verify --dtype int8",
         "verify --backend cuda --device cpu",
         "demo --image {text}",

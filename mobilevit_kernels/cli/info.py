@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import os
 import platform
-from pathlib import Path
 from typing import Any
 
 import click
@@ -13,8 +10,9 @@ import torch
 
 from mobilevit_kernels import __version__, registry
 from mobilevit_kernels.cli import _common
+from mobilevit_kernels.machine import cpu_name, package_version
 
-__all__ = ["cpu_name", "gather", "info"]
+__all__ = ["gather", "info"]
 
 _PACKAGES = ("torch", "triton", "timm", "transformers", "safetensors", "numpy")
 
@@ -40,24 +38,10 @@ def info(as_json: bool) -> None:
     )
 
 
-def cpu_name() -> str:
-    """The processor's name and its number of cores."""
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        models = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        name = models[0].split(":", 1)[1].strip() if models else name
-    return f"{name}, {os.cpu_count()} cores"
-
-
 def gather() -> dict[str, Any]:
     """Versions, devices and backend statuses as plain data."""
     versions = {"mobilevit_kernels": __version__, "python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "not installed"
+    versions |= {package: package_version(package) or "not installed" for package in _PACKAGES}
     versions["cuda (torch)"] = torch.version.cuda or "none"
     devices = [
         {

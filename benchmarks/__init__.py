@@ -1,0 +1,2 @@
+"""Micro-benchmarks (``pytest benchmarks``), result files, and ``python -m benchmarks``, which is ``mobilevit-kernels
+bench``."""

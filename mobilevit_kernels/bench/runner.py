@@ -1,0 +1,403 @@
+"""Runs jobs: builds each implementation, checks it against float64, times them in turn, writes records."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import shlex
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mobilevit_kernels import machine, verify
+from mobilevit_kernels.bench import ceilings, results, timing
+from mobilevit_kernels.bench.ceilings import NOT_MEASURED, Ceilings
+from mobilevit_kernels.bench.implementations import Subject, subject_of
+from mobilevit_kernels.bench.results import Record, Results
+from mobilevit_kernels.bench.suite import Job, Plan, Variant
+from mobilevit_kernels.bench.timing import Call, Timing
+from mobilevit_kernels.registry import BackendUnavailable
+from mobilevit_kernels.verify import Result
+
+__all__ = ["Limits", "TimeLimitExceeded", "run", "run_job", "time_limit"]
+
+BUDGET_OVER = "the time budget was over"
+SHORT_MS = 0.1  # below this a call is timed by replaying a CUDA graph of it
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long things may take.
+
+    Attributes:
+        budget_s: seconds for the whole run; None: no limit.
+        prepare_s: for building, compiling and the first call of one implementation.
+        target_s: of timed calls an implementation.
+        warm_up_s: of warming up an implementation, at most.
+        rounds: timed calls of each implementation; None: by ``target_s``.
+    """
+
+    budget_s: float | None = None
+    prepare_s: float = 900.0
+    target_s: float = timing.TARGET_S
+    warm_up_s: float = timing.WARM_UP_S
+    rounds: int | None = None
+
+
+class TimeLimitExceeded(BaseException):
+    """What ``time_limit`` raises inside its block; no Exception, so that a compiler does not take it for its own."""
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raises TimeLimitExceeded in its block after ``seconds``.
+
+    Works in the main thread on systems with SIGALRM; elsewhere the block takes as long as it takes.
+    """
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def expire(*_: object) -> None:
+        raise TimeLimitExceeded(f"took longer than {seconds:.0f} s")
+
+    previous = signal.signal(signal.SIGALRM, expire)
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+@dataclass
+class _Prepared:
+    """An implementation that is ready to be timed."""
+
+    variant: Variant
+    call: Call
+    record: Record  # without times
+
+
+def run_job(
+    job: Job,
+    device: torch.device,
+    measured: Ceilings = NOT_MEASURED,
+    limits: Limits = Limits(),
+    deadline: float | None = None,
+    progress: Callable[[str], None] = lambda text: None,
+    make_subject: Callable[[Job, torch.device], Subject] = subject_of,
+) -> list[Record]:
+    """Builds, checks and times every implementation of a job.
+
+    Args:
+        job: what to do.
+        device: where.
+        measured: the device's ceilings, for the floor.
+        limits: see :class:`Limits`.
+        deadline: ``time.monotonic()`` after which nothing more is prepared; None: never.
+        progress: told what is going on.
+        make_subject: builds the weights and inputs.
+
+    Returns:
+        A record for each implementation, in the job's order; whatever went wrong is in its status and reason.
+    """
+    blank = _blank(job, measured)
+    failed: list[Record] = []
+    prepared: list[_Prepared] = []
+
+    def unmeasured(status: str, reason: str, *variants: Variant) -> list[Record]:
+        return [
+            replace(blank, impl=v.impl, backend=v.backend, graph=v.graph, status=status, reason=reason)
+            for v in variants
+        ]
+
+    def left_s() -> float:
+        return limits.prepare_s if deadline is None else min(limits.prepare_s, deadline - time.monotonic())
+
+    if left_s() <= 0:
+        return unmeasured(results.LEFT_OUT, BUDGET_OVER, *job.variants)
+    try:
+        subject = make_subject(job, device)
+        truth, stock = _truth(subject)
+    except Exception as error:
+        return unmeasured(*_status_of(error), *job.variants)
+    for variant in job.variants:
+        progress(f"{job.id}  {variant}")
+        if (left := left_s()) <= 0:
+            failed += unmeasured(results.LEFT_OUT, BUDGET_OVER, variant)
+            continue
+        try:
+            with time_limit(left):
+                ready = _prepare(subject, variant, blank, truth, stock)
+        except TimeLimitExceeded as error:
+            _free_memory(device)
+            cut_short = left < limits.prepare_s
+            status = results.LEFT_OUT if cut_short else "failed"
+            failed += unmeasured(status, f"{BUDGET_OVER} while it was prepared" if cut_short else str(error), variant)
+            continue
+        except Exception as error:
+            _free_memory(device)
+            failed += unmeasured(*_status_of(error), variant)
+            continue
+        if ready.record.key not in [other.record.key for other in prepared]:  # "auto" may be one of the named ones
+            prepared.append(ready)
+    progress(f"{job.id}  timing {len(prepared)} implementations")
+    try:
+        done = _time(prepared, subject, limits)
+    except Exception as error:
+        _free_memory(device)
+        status, reason = _status_of(error)
+        done = [replace(p.record, status=status, reason=f"while timing: {reason}") for p in prepared]
+    return done + failed
+
+
+def _blank(job: Job, measured: Ceilings) -> Record:
+    work = job.work
+    bound = None
+    floor_ms = work.floor_ms(measured, job.dtype) if work else None
+    if work and floor_ms is not None:
+        bound = next(name for name, ms in work.times_ms(measured, job.dtype).items() if ms == floor_ms)
+    return Record(
+        job=job.id,
+        model=job.model,
+        stage=job.case.stage if job.case else None,
+        case=job.case_name,
+        suites=job.suites,
+        shape=job.shape,
+        impl="",
+        backend="",
+        dtype=job.dtype_name,
+        batch=job.batch,
+        height=job.height,
+        width=job.width,
+        graph=False,
+        status=results.LEFT_OUT,
+        flops=work.flops if work else None,
+        bytes=work.bytes(job.dtype) if work else None,
+        floor_ms=floor_ms,
+        floor_bound=bound,
+    )
+
+
+def _truth(subject: Subject) -> tuple[torch.Tensor, torch.Tensor]:
+    """The checked images in float64, and by stock eager in the job's dtype."""
+    with torch.inference_mode():
+        truth = subject.truth()
+        eager, _ = subject.build(Variant("eager"))
+        return truth, eager(subject.inputs[0])[subject.rows].clone()
+
+
+def _prepare(subject: Subject, variant: Variant, blank: Record, truth: torch.Tensor, stock: torch.Tensor) -> _Prepared:
+    """Builds an implementation, calls it, checks its result, and sees what memory a call takes."""
+    device, x = subject.device, subject.inputs[0]
+    on_gpu = device.type == "cuda"
+    with torch.inference_mode():
+        if on_gpu:
+            torch.cuda.synchronize()
+        held = torch.cuda.memory_allocated(device) if on_gpu else 0
+        with _cold_caches() if variant.impl.startswith("compile-") else contextlib.nullcontext():
+            begin = time.perf_counter()
+            call, backend = subject.build(variant)
+            output = call(x)
+            if on_gpu:
+                torch.cuda.synchronize()
+            first_call_s = time.perf_counter() - begin
+        if not isinstance(output, torch.Tensor):
+            raise TypeError(f"expected a tensor, got {type(output).__name__}")
+        peak_mb = None
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats(device)
+            call(x)
+            torch.cuda.synchronize()
+            peak_mb = (torch.cuda.max_memory_allocated(device) - held) / 2**20
+        graph = variant.graph
+        if on_gpu and not graph and (subject.job.case is not None or _is_short(call, x)):
+            with contextlib.suppress(RuntimeError):  # what cannot be captured is timed as it is: graph stays False
+                call, graph = timing.captured(call, x), True
+        output = call(x)  # of what is going to be timed
+        parity = verify.judge(
+            subject.job.id, backend, subject.job.dtype, output[subject.rows], truth, stock, subject.max_ratio
+        )
+    record = replace(
+        blank,
+        impl=variant.impl,
+        backend=backend,
+        graph=graph,
+        status=results.OK if parity.passed else "parity failed",
+        reason="" if parity.passed else _parity_reason(parity, subject.max_ratio),
+        first_call_s=first_call_s,
+        peak_mb=peak_mb,
+        rel_l2_err=_finite(parity.error),
+        stock_rel_l2_err=_finite(parity.stock_error),
+    )
+    return _Prepared(variant, call, record)
+
+
+def _cold_caches() -> contextlib.AbstractContextManager[Any]:
+    """A compile in here finds nothing that an earlier one left on disk: its time is that of a first compile."""
+    from torch._inductor.utils import fresh_cache
+
+    return fresh_cache()
+
+
+def _is_short(call: Call, x: torch.Tensor) -> bool:
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    call(x)
+    end.record()
+    end.synchronize()
+    return bool(start.elapsed_time(end) < SHORT_MS)
+
+
+def _finite(value: float) -> float | None:
+    return value if value - value == 0 else None  # JSON has no infinities
+
+
+def _parity_reason(parity: Result, max_ratio: float) -> str:
+    if parity.dtype in (torch.float32, torch.float64):
+        return f"error {parity.error:.1e} against float64, allowed {verify.MAX_FLOAT32_ERROR:.0e}"
+    return f"error {parity.error:.1e} against float64, {parity.ratio:.2f} × stock eager's, allowed {max_ratio} ×"
+
+
+def _time(prepared: list[_Prepared], subject: Subject, limits: Limits) -> list[Record]:
+    """Times what is ready, all in turn, and completes the records."""
+    if not prepared:
+        return []
+    timings = timing.time_interleaved(
+        {p.record.label: p.call for p in prepared},
+        subject.inputs,
+        limits.rounds,
+        target_s=limits.target_s,
+        warm_up_s=limits.warm_up_s,
+    )
+    eager = next((timings[p.record.label] for p in prepared if p.variant.impl == "eager"), None)
+    return [_timed(p.record, timings[p.record.label], eager) for p in prepared]
+
+
+def _timed(record: Record, took: Timing, eager: Timing | None) -> Record:
+    speedup = None
+    if eager is not None and record.status == results.OK:
+        pairs = zip(eager.samples, took.samples, strict=True)
+        speedup = timing.quantile([eager_ms / ms for eager_ms, ms in pairs], 0.5)
+    return replace(
+        record,
+        ms=took.ms,
+        ms_p20=took.ms_p20,
+        ms_p80=took.ms_p80,
+        ms_p99=took.ms_p99,
+        rounds=len(took.samples),
+        stable=took.stable,
+        images_per_s=record.batch / took.ms * 1e3,
+        host_us=took.host_us,
+        floor_fraction=record.floor_ms / took.ms if record.floor_ms else None,
+        speedup=speedup,
+    )
+
+
+def _status_of(error: Exception) -> tuple[str, str]:
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or "out of memory" in text.lower():
+        return "out of memory", text[:300]
+    if isinstance(error, BackendUnavailable):
+        return "unsupported", text[:300]
+    return "failed", f"{type(error).__name__}: {text}"[:300]
+
+
+def _free_memory(device: torch.device) -> None:
+    """Returns what nothing refers to any more, so that the next implementation finds the device empty."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _between_jobs(device: torch.device) -> None:
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
+    _free_memory(device)
+
+
+def run(
+    plan: Plan,
+    device: torch.device | str,
+    output: str | Path | None = None,
+    *,
+    limits: Limits = Limits(),
+    resume: bool = False,
+    progress: Callable[[str], None] = lambda text: None,
+    finished: Callable[[Sequence[Record]], None] = lambda records: None,
+    make_subject: Callable[[Job, torch.device], Subject] = subject_of,
+) -> tuple[Results, Path]:
+    """Runs a plan and writes the result file after each job, so that a killed run keeps what it had.
+
+    Args:
+        plan: from :func:`~mobilevit_kernels.bench.suite.plan`.
+        device: where.
+        output: the result file; None: ``benchmarks/results/<gpu>/<date>-<commit>.json``.
+        limits: see :class:`Limits`; jobs that the budget does not reach are recorded as left out.
+        resume: go on with ``output``: jobs that it has whole are not run again.
+        progress: told what is going on.
+        finished: told the records of a job that is done.
+        make_subject: builds the weights and inputs of a job.
+
+    Returns:
+        The file's content and its path.
+
+    Raises:
+        ValueError: ``resume`` on a file of another device, commit or PyTorch.
+    """
+    device = torch.device(device)
+    deadline = None if limits.budget_s is None else time.monotonic() + limits.budget_s
+    torch.backends.cudnn.benchmark = True  # peers get their best algorithms
+    progress("measuring the ceilings")
+    dtypes = tuple(dict.fromkeys(job.dtype for job in plan.jobs))
+    measured = ceilings.measure(device, dtypes)
+    meta = {
+        **machine.describe(device),
+        "ceilings": measured.to_dict(),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "left_out": list(plan.left_out),
+    }
+    path = Path(output) if output is not None else results.default_path(meta)
+    by_job: dict[str, list[Record]] = {}
+    if resume and path.exists():
+        meta, by_job = _resumed(path, meta)
+        measured = Ceilings.from_dict(meta["ceilings"])
+    for job in plan.jobs:
+        if _is_whole(by_job.get(job.id, []), job):
+            continue
+        over = deadline is not None and time.monotonic() >= deadline
+        if over and job.id in by_job:  # measured before, with fewer implementations: that is better than nothing
+            continue
+        records = run_job(job, device, measured, limits, deadline, progress, make_subject)
+        by_job[job.id] = records
+        results.write(path, meta, (record for group in by_job.values() for record in group))
+        finished(records)
+        _between_jobs(device)
+    return results.load(path), path
+
+
+def _is_whole(records: list[Record], job: Job) -> bool:
+    """Whether a file has every implementation of a job, measured or tried."""
+    if any(record.status == results.LEFT_OUT for record in records):
+        return False
+    impls = {record.impl for record in records}
+    return bool(records) and impls >= {variant.impl for variant in job.variants}
+
+
+def _resumed(path: Path, meta: dict[str, Any]) -> tuple[dict[str, Any], dict[str, list[Record]]]:
+    content = results.load(path)
+    for name in ("device", "commit", "torch", "triton", "threads"):
+        if content.meta[name] != meta[name]:
+            raise ValueError(f"resume: {path} has {name} {content.meta[name]!r}, this run {meta[name]!r}")
+    by_job: dict[str, list[Record]] = {}
+    for record in content.records:
+        by_job.setdefault(record.job, []).append(record)
+    return content.meta, by_job

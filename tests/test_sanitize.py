@@ -1,0 +1,43 @@
+"""One small case a CUDA kernel that starts no other kernel: what compute-sanitizer runs on a GPU (tools/gpu.py)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import backend_params, skip_unless_available
+
+import mobilevit_kernels as mvk
+from mobilevit_kernels import native, verify
+from mobilevit_kernels.verify import StageCase
+
+# Odd maps of more than one tile, channels that are no multiple of a chunk.
+CASES = [
+    StageCase("inverted_residual", (24, 40, 24), (2, 24, 19, 11), {"residual": True}),
+    StageCase("inverted_residual", (40, 72, 104), (1, 40, 17, 9), {"stride": 2}),
+    StageCase("inverted_residual", (16, 32, 24), (1, 16, 9, 8), {"dilation": 3}),
+]
+
+
+def test_every_kernel_has_a_case() -> None:
+    assert {case.stage for case in CASES} == set(native.STAGES)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize(("backend", "device"), backend_params("simt", "cuda"))
+def test_small_case(case: StageCase, dtype: torch.dtype, backend: str, device: str) -> None:
+    skip_unless_available(backend)
+    x, weights, options = case.build()
+
+    def move(value):
+        if not isinstance(value, torch.Tensor):
+            return value
+        return value.to(dtype).contiguous(memory_format=torch.channels_last).to(device)
+
+    packed = mvk.pack(weights, dtype, device, backend)
+    y = getattr(mvk.ops, case.stage)(move(x), packed, **{name: move(value) for name, value in options.items()})
+    x = x.to(dtype)
+    truth = verify.reference(case.stage, x, weights, **options)
+    stock = verify.reference(case.stage, x, weights, dtype=dtype, **options)
+    result = verify.judge(str(case), backend, dtype, y.cpu(), truth, stock, verify.MAX_STAGE_RATIO)
+    assert result.passed, f"error {result.error:.2e}, stock {result.stock_error:.2e}, ratio {result.ratio:.2f}"
