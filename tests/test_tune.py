@@ -49,7 +49,7 @@ def pretended(calls: Sequence[Callable[[], Any]], rounds: int) -> list[float]:
 def tune(path: Path, *cases: StageCase, dtype: torch.dtype = torch.float16, **options: Any) -> list[Any]:
     from mobilevit_kernels.triton import tune as tuning
 
-    plan = [("mobilevit_xxs", case, dtype) for case in cases]
+    plan = [(case, dtype) for case in cases]
     return [o for step in tuning.tune(plan, DEVICE, path, **{"measure": pretended, **options}) for o in step]
 
 

@@ -39,7 +39,7 @@ _COVERED = {"BLOCK_M": (), "BLOCK_N": ("N",), "BLOCK_K": ("K", "C", "C1", "HIDDE
 _MAX_WARPS = 8
 _MAX_STAGES = 5
 
-Job: TypeAlias = tuple[str, StageCase, torch.dtype]
+Job: TypeAlias = tuple[StageCase, torch.dtype]
 Measure: TypeAlias = Callable[[Sequence[Callable[[], Any]], int], list[float]]
 
 
@@ -250,12 +250,12 @@ def jobs(
         size: height and width of the images.
     """
     return [
-        (name, case, dtype)
+        (case, dtype)
         for dtype in dtypes
         for batch in sorted(set(batches), reverse=True)
-        for name, case in {
+        for case in {
             str(case): case for _, _, case in network_cases(tuple(models), batch=batch, height=size, width=size)
-        }.items()
+        }.values()
         if not stages or case.stage in stages
     ]
 
@@ -312,18 +312,20 @@ def tune(
     }
     entries = {_entry_key(entry): entry for entry in _kept_entries(path, meta)}
     done: set[launch_table.Problem] = set()
-    for _, case, dtype in jobs:
+    settings = {"steps": 1, "rounds": 1} if quick else {}
+    for case, dtype in jobs:
         outcomes: list[Outcome] = []
-        for recorded in _record(case, dtype, device) if time.monotonic() < deadline else ():
-            if recorded.problem in done or time.monotonic() >= deadline:
-                continue
-            done.add(recorded.problem)
-            settings = {"steps": 1, "rounds": 1} if quick else {}
-            outcome = tune_launch(recorded, arch, measure=measure, deadline=deadline, **settings)
-            outcomes.append(outcome)
-            entry = outcome.to_dict()
-            entries[_entry_key(entry)] = entry
-            tuned.write(path, meta, list(entries.values()))
+        # The timer's events belong to the current device.
+        with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+            for recorded in _record(case, dtype, device) if time.monotonic() < deadline else ():
+                if recorded.problem in done or time.monotonic() >= deadline:
+                    continue
+                done.add(recorded.problem)
+                outcome = tune_launch(recorded, arch, measure=measure, deadline=deadline, **settings)
+                outcomes.append(outcome)
+                entry = outcome.to_dict()
+                entries[_entry_key(entry)] = entry
+                tuned.write(path, meta, list(entries.values()))
         yield outcomes
 
 

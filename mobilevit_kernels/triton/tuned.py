@@ -102,7 +102,7 @@ def origin(device: torch.device) -> str:
 
 @functools.cache
 def _resolve(gpu: str, arch: int) -> tuple[Table | None, str]:
-    named = os.environ.get("MVK_LAUNCH_TABLE")
+    named = os.environ.get("MVK_LAUNCH_TABLE") or None
     if named == "static":
         return None, "static launch table (MVK_LAUNCH_TABLE)"
     path = default_path(gpu) if named is None else Path(named)
