@@ -9,6 +9,7 @@ import torch
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+os.environ.setdefault("MVK_LAUNCH_TABLE", "static")  # not whatever `tune` has left on this machine
 
 import pytest
 
