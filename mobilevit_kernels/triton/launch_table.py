@@ -183,7 +183,7 @@ def _depthwise_project(rows: str, hidden_width: int, out_width: int, stride: int
     block_k = 16 if itemsize == 4 else block_that_fits(hidden_width, 32, 16)
     if rows == "few" or itemsize == 4:
         return _launch(4, 2, BLOCK_M=16 if rows == "few" else 32, BLOCK_N=block_n, BLOCK_K=block_k)
-    if arch < 90:  # operands of the product are registers there, and Hopper's tiles spill
+    if arch < 90 or arch >= 120:  # operands of the product are registers there, and Hopper's tiles spill
         return _launch(4, 2, BLOCK_M=32, BLOCK_N=block_n, BLOCK_K=block_k)
     return _launch(8 if block_n >= 128 else 4, 2, BLOCK_M=64, BLOCK_N=block_n, BLOCK_K=block_k)
 
@@ -202,6 +202,8 @@ def _mlp(rows: str, width: int, hidden_width: int, arch: int, itemsize: int) -> 
         return _launch(8 if main == 256 else 4, 1, BLOCK_M=16, BLOCK_H=16, MAIN=main, TAIL=tail)
     if rows == "few":
         return _launch(4, 2, BLOCK_M=16, BLOCK_H=32, MAIN=main, TAIL=tail)
+    if main + tail > 128 and arch >= 120:  # as for depthwise + project
+        return _launch(4, 2, BLOCK_M=32, BLOCK_H=32, MAIN=main, TAIL=tail)
     block_h = 16 if main == 256 else 32  # 64 × 256 sums and as many inputs leave registers for no more
     return _launch(8 if main + tail > 128 else 4, 2, BLOCK_M=64, BLOCK_H=block_h, MAIN=main, TAIL=tail)
 
