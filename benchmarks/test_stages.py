@@ -28,7 +28,10 @@ def test_stage(benchmark, case: verify.StageCase, backend: str) -> None:
     except registry.BackendUnavailable as refusal:
         pytest.skip(str(refusal))
     x = x.to(DEVICE, DTYPE, memory_format=torch.channels_last)
-    options = {n: v.to(DEVICE, DTYPE) if isinstance(v, torch.Tensor) else v for n, v in options.items()}
+    options = {
+        n: v.to(DEVICE, DTYPE, memory_format=torch.channels_last) if isinstance(v, torch.Tensor) else v
+        for n, v in options.items()
+    }
     op = getattr(ops, case.stage)
     arguments = (x,) if weights is None else (x, ops.pack(weights, DTYPE, DEVICE, chosen))
 

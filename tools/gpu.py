@@ -523,7 +523,17 @@ def plan(folder: Path, *, full: bool, budget: float | None, gpu: str | None, off
     def bench(limit: float) -> list[str]:
         command = [python, "-m", "benchmarks", *([] if full else ["--quick"]), "--output", str(results)]
         # It ends by itself before it is ended.
-        return command if math.isinf(limit) else [*command, "--budget-s", str(max(1, int(limit - 15)))]
+        return command if math.isinf(limit) else [*command, "--budget-s", str(max(1, int(limit - 25)))]
+
+    def peers(limit: float) -> list[str]:
+        impls = ("eager", "eager-channels_last", "compile-default", "compile-reduce-overhead")
+        return [*bench(limit), "--resume", *(part for impl in impls for part in ("--impl", impl))]
+
+    def peers_are_measured() -> str | None:
+        """One illegal access ends a process, and a hung kernel its step: peers must not be lost to a kernel of ours."""
+        records = _records(results)
+        lost = not records or any("the GPU was lost" in record["reason"] for record in records)
+        return None if gpu and lost else "not needed: they were measured beside ours"
 
     def report_of_bench(text: str) -> Report:
         if not results.exists():
@@ -589,6 +599,7 @@ def plan(folder: Path, *, full: bool, budget: float | None, gpu: str | None, off
         ),
         *([] if full else [warm]),
         Step("bench", "bench.log", bench, report_of_bench, share=share(120)),
+        Step("peers", "bench.log", peers, report_of_bench, obstacle=peers_are_measured, excused=True),
         sanitize("memcheck", 60, 45),
         sanitize("racecheck", 60, 30),
         Step(

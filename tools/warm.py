@@ -1,39 +1,48 @@
-"""Fills Triton's on-disk cache for the quick benchmarks, a process a network and batch: its compiler uses one core.
+"""Fills Triton's on-disk cache for the quick benchmarks, on all cores: its compiler uses one.
 
 Without this the first calls of a cold cache would take most of `make gpu`'s time.
 """
 
-import multiprocessing
-import sys
+from __future__ import annotations
 
-MODELS = ("mobilevit_s", "mobilevit_xs", "mobilevit_xxs")
+import os
+import sys
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+
+from mobilevit_kernels.bench.suite import stage_cases
+from mobilevit_kernels.verify import StageCase
+
 BATCHES = (256, 1)
 
 
-def warm(model: str, batch: int) -> str:
-    """One forward of a network on the triton backend, in float16."""
+def warm(case: StageCase) -> None:
+    """One call of a stage on the triton backend, in float16; it is compiled where the cache lacks it."""
     import torch
 
-    import mobilevit_kernels as mvk
+    from mobilevit_kernels import ops
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if not mvk.backends()["triton"].available:
-        return f"{model}, batch {batch}: no triton here"
-    fast = mvk.optimize(mvk.create_model(model).to(device), dtype=torch.float16, backend="triton")
+    def cast(value: object) -> object:
+        return value.to("cuda", torch.float16) if isinstance(value, torch.Tensor) else value
+
+    x, weights, options = case.build()
+    options = {name: cast(value) for name, value in options.items()}
     with torch.inference_mode():
-        fast(torch.rand(batch, 3, 256, 256, device=device, dtype=torch.float16))
-    return f"{model}, batch {batch}: ready"
+        if weights is None:
+            ops.unfold_attention_fold(cast(x), **options, backend="triton")
+        else:
+            getattr(ops, case.stage)(cast(x), ops.pack(weights, torch.float16, "cuda", "triton"), **options)
+        torch.cuda.synchronize()
 
 
 if __name__ == "__main__":
-    jobs = [(model, batch) for model in MODELS for batch in BATCHES]
-    with multiprocessing.get_context("spawn").Pool(len(jobs)) as pool:
-        results = [pool.apply_async(warm, job) for job in jobs]
-        failed = False
-        for job, result in zip(jobs, results, strict=True):
-            try:
-                print(result.get(), flush=True)
-            except Exception as error:
-                failed = True
-                print(f"{job[0]}, batch {job[1]}: {type(error).__name__}: {error}", flush=True)
-    sys.exit(failed)
+    cases = [case for batch in BATCHES for case in stage_cases(batch=batch)]
+    failed = 0
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
+        jobs = {pool.submit(warm, case): case for case in cases}
+        for job in as_completed(jobs):
+            if (error := job.exception()) is not None:
+                failed += 1
+                print(f"{jobs[job]}: {type(error).__name__}: {' '.join(str(error).split())[:200]}", flush=True)
+    print(f"{len(cases) - failed} of {len(cases)} stage cases ready", flush=True)
+    sys.exit(failed > 0)

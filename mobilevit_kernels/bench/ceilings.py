@@ -59,19 +59,25 @@ def measure(device: torch.device | str, dtypes: tuple[torch.dtype, ...] = (torch
     """
     device = torch.device(device)
     on_gpu = device.type == "cuda"
-    with torch.inference_mode():
-        bandwidth = _bandwidth(device, 2**31 if on_gpu else 2**27)
-        matrix = {
-            str(dtype).removeprefix("torch."): _matrix_flops(device, dtype, 8192 if on_gpu else 1024)
-            for dtype in dtypes
-        }
-        reasons: dict[str, str] = {}
-        special = None
+    reasons: dict[str, str] = {}
+
+    def attempt(name: str, measure_one: Callable[[], float]) -> float | None:
         try:
-            special = _special_gpu(device) if on_gpu else _special_cpu()
-        except ImportError as error:
-            reasons["special"] = f"needs triton ({error})"
-    return Ceilings(bandwidth, matrix, special, reasons)
+            return measure_one()
+        except Exception as error:  # a ceiling that cannot be measured must not cost the benchmarks
+            reasons[name] = f"{type(error).__name__}: {error}"[:300]
+            return None
+
+    with torch.inference_mode():
+        # The matrix products first: they bring an idle GPU to its clocks.
+        rates = {
+            name: attempt(name, lambda dtype=dtype: _matrix_flops(device, dtype, 8192 if on_gpu else 1024))  # type: ignore[misc]
+            for dtype in dtypes
+            if (name := str(dtype).removeprefix("torch."))
+        }
+        bandwidth = attempt("bandwidth", lambda: _bandwidth(device, 2**31 if on_gpu else 2**27))
+        special = attempt("special", lambda: _special_gpu(device) if on_gpu else _special_cpu())
+    return Ceilings(bandwidth, {name: rate for name, rate in rates.items() if rate}, special, reasons)
 
 
 def _best_seconds(call: Callable[[], object], device: torch.device) -> float:
@@ -105,7 +111,7 @@ def _matrix_flops(device: torch.device, dtype: torch.dtype, size: int) -> float:
 
 
 def _special_cpu() -> float:
-    x = torch.rand(2**14)  # stays in the first-level caches
+    x = torch.rand(2**17 * torch.get_num_threads())  # work for every thread, and still in the caches
     return x.numel() / _best_seconds(lambda: torch.exp(x), torch.device("cpu"))
 
 

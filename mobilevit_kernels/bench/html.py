@@ -164,6 +164,8 @@ COLUMNS: dict[str, Callable[[Record], Cell]] = {
     "floor ms": _number("floor_ms", ".4f"),
     "bound by": _words(lambda record: record.floor_bound or ""),
     "of the floor": _number("floor_fraction", ".1%", derived=True),
+    "latency ms": _number("latency_ms", ".4f"),
+    "latency p99 ms": _number("latency_ms_p99", ".4f"),
     "host µs": _number("host_us", ".1f"),
     "first call s": _number("first_call_s", ".2f"),
     "peak MB": _number("peak_mb", ".1f"),

@@ -56,9 +56,12 @@ class Subject:
         raise NotImplementedError
 
     def _converted(self, run: Call) -> Call:
-        """``run`` on channels_last inputs, converted once beforehand."""
-        converted = {id(x): x.contiguous(memory_format=torch.channels_last) for x in self.inputs}
-        return lambda x: run(converted[id(x)])
+        """``run`` on channels_last inputs, converted once for all implementations."""
+        return lambda x: run(self._channels_last[id(x)])
+
+    def _lay_out(self) -> None:
+        """To be called when ``inputs`` are there: what is converted here is no implementation's own memory."""
+        self._channels_last = {id(x): x.contiguous(memory_format=torch.channels_last) for x in self.inputs}
 
 
 def subject_of(job: Job, device: torch.device) -> Subject:
@@ -70,10 +73,18 @@ def compiled(run: Callable[..., Any], mode: str) -> Call:
     """``torch.compile`` in a mode, with static shapes and the weights frozen."""
     options = {**torch._inductor.list_mode_options(mode), "freezing": True}
     call = torch.compile(run, fullgraph=True, dynamic=False, options=options)
+    frozen = False
 
     def step(x: Tensor) -> object:
+        nonlocal frozen
         torch.compiler.cudagraph_mark_step_begin()
-        return call(x)
+        if frozen:
+            return call(x)
+        # Dynamo reads the global setting, not the options: with these alone the weights stay inputs of the graph.
+        with torch._inductor.config.patch(freezing=True):
+            result = call(x)
+        frozen = True
+        return result
 
     return step
 
@@ -96,13 +107,14 @@ class NetworkSubject(Subject):
             torch.rand(job.shape, generator=generator).to(device, job.dtype)
             for _ in range(min(NUM_INPUTS, max(2, 1024 // job.batch)))
         ]
+        self._lay_out()
 
     def truth(self) -> Tensor:
         return copy.deepcopy(self.stock).double()(self.inputs[0][self.rows].double())
 
     def build(self, variant: Variant) -> tuple[Call, str]:
         if variant.impl == "eager":
-            return self.low, "torch"
+            return copy.deepcopy(self.low), "torch"  # its weights count as those of the others do
         if variant.impl == "eager-channels_last":
             return self._converted(copy.deepcopy(self.low).to(memory_format=torch.channels_last)), "torch"
         if variant.impl.startswith("compile-"):
@@ -143,8 +155,10 @@ class StageSubject(Subject):
         x = x.to(device, job.dtype)
         self.weights = None if weights is None else _map(weights, lambda tensor: tensor.to(device))
         self.inputs = [x, *(x.roll(i, -1) for i in range(1, NUM_INPUTS))]
+        self._lay_out()
         self.options: dict[str, Any] = {
-            n: v.to(device, job.dtype) if isinstance(v, Tensor) else v for n, v in options.items()
+            n: v.to(device, job.dtype, memory_format=torch.channels_last) if isinstance(v, Tensor) else v
+            for n, v in options.items()
         }
 
     def truth(self) -> Tensor:

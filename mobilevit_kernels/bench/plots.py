@@ -128,7 +128,7 @@ def _image_size(results: Results) -> Figure | str:
 
 
 def _latency(results: Results) -> Figure | str:
-    """Median time at batch 1 with its p20…p99 range, a panel a model: the suite ``models`` at 256×256."""
+    """Latency of single calls at batch 1 with its p20…p99 range, a panel a model: the suite ``models`` at 256×256."""
     records = _in_suites(results, {"models"}, lambda r: r.batch == 1 and (r.height, r.width) == (SIZE, SIZE))
     drawn = _drawable(records, f"networks at batch 1 and {SIZE}×{SIZE}")
     if isinstance(drawn, str):
@@ -138,14 +138,14 @@ def _latency(results: Results) -> Figure | str:
     figure, axes = _panels(drawn, lambda r: str(r.model), height=1.2 + 0.28 * len(rows))
     for panel, (_, group) in zip(axes, _grouped(drawn, lambda r: str(r.model)), strict=True):
         for record in group:
-            low, high = record.ms_p20 or _ms(record), record.ms_p99 or _ms(record)
-            span = [[_ms(record) - low], [high - _ms(record)]]
+            middle = record.latency_ms or _ms(record)
+            low, high = record.latency_ms_p20 or middle, record.latency_ms_p99 or middle
             look = _look(record) | {"linestyle": "none", "capsize": 3}
-            panel.errorbar([_ms(record)], [rows[record.label]], xerr=span, **look)
+            panel.errorbar([middle], [rows[record.label]], xerr=[[middle - low], [high - middle]], **look)
             panel.annotate(
-                milliseconds(record.ms), (high, rows[record.label]), (4, 0), textcoords="offset points", va="center"
+                milliseconds(middle), (high, rows[record.label]), (4, 0), textcoords="offset points", va="center"
             )
-        panel.set_xlim(0, 1.25 * max(record.ms_p99 or _ms(record) for record in group))
+        panel.set_xlim(0, 1.25 * max(record.latency_ms_p99 or record.latency_ms or _ms(record) for record in group))
         panel.set_yticks(list(rows.values()), list(rows) if panel is axes[0] else [""] * len(rows))
         panel.set_ylim(-0.6, len(rows) - 0.4)
         panel.set_xlabel("ms: median, p20 to p99")

@@ -65,11 +65,15 @@ class Record:
         batch, height, width: of the input.
         graph: timed by replaying a CUDA graph.
         status: one of ``STATUSES``; reason: why it is not ``ok``, or "".
-        ms, ms_p20, ms_p80, ms_p99: median and quantiles of a call's time; None where not measured, like all below.
+        ms, ms_p20, ms_p80, ms_p99: median and quantiles of a call's time on the device, behind a flush of its L2; None
+            where not measured, like all below.
+        latency_ms, latency_ms_p20, latency_ms_p99: of single calls on an idle device, from the call to the finished
+            result, by the wall clock; no p99 from fewer than 100 calls.
         rounds: timed calls. stable: the warm-up ended because the time had settled.
         images_per_s: ``batch / ms``.
         host_us: time until a call returns, without waiting for the device; None on a CPU.
-        first_call_s: the first call, with whatever it compiles.
+        first_call_s: the first call, with whatever it compiles: torch.compile from empty caches, ours with what
+            Triton's cache on disk holds.
         peak_mb: device memory beyond what was there before the first call; None on a CPU.
         flops, bytes: the least that the work needs (``work.py``); None for networks that are not ours.
         floor_ms: the physical limit of this work on this device. floor_fraction: ``floor_ms / ms``.
@@ -101,6 +105,9 @@ class Record:
     stable: bool | None = None
     images_per_s: float | None = None
     host_us: float | None = None
+    latency_ms: float | None = None
+    latency_ms_p20: float | None = None
+    latency_ms_p99: float | None = None
     first_call_s: float | None = None
     peak_mb: float | None = None
     flops: int | None = None
@@ -303,21 +310,40 @@ class Change:
 
 
 def compare(before: Results, after: Results) -> list[Change]:
-    """Puts two result files side by side, in the order of ``after``, then what only ``before`` has.
+    """Puts two result files side by side: our best of each job where another backend or variant is now the best, then
+    every implementation in the order of ``after``, then what only ``before`` has.
 
     Two times count as different where their p20…p80 ranges do not overlap.
     """
     old = {record.key: record for record in before.records}
-    changes = []
+    best_before, best_after = _best_of_ours(before), _best_of_ours(after)
+    changes = [
+        _change(best_before[job], best)
+        for job, best in best_after.items()
+        if job in best_before and best_before[job].key != best.key
+    ]
     for b in after.records:
         a = old.pop(b.key, None)
         if a is None:
             changes.append(Change(None, b, None, "new"))
-        elif not (a.status == b.status == OK and a.ms and b.ms and a.ms_p20 and a.ms_p80 and b.ms_p20 and b.ms_p80):
-            changes.append(Change(a, b, None, "not comparable"))
         else:
-            apart = a.ms_p80 < b.ms_p20 or b.ms_p80 < a.ms_p20
-            verdict = ("faster" if b.ms < a.ms else "slower") if apart else "same"
-            changes.append(Change(a, b, a.ms / b.ms, verdict))
+            changes.append(_change(a, b))
     changes += [Change(a, None, None, "gone") for a in old.values()]
     return changes
+
+
+def _best_of_ours(results: Results) -> dict[str, Record]:
+    """The fastest correct implementation of ours of each job."""
+    best: dict[str, Record] = {}
+    for record in results.select(impl="ours", status=OK):
+        if record.job not in best or (record.ms or 0) < (best[record.job].ms or 0):
+            best[record.job] = record
+    return best
+
+
+def _change(a: Record, b: Record) -> Change:
+    if not (a.status == b.status == OK and a.ms and b.ms and a.ms_p20 and a.ms_p80 and b.ms_p20 and b.ms_p80):
+        return Change(a, b, None, "not comparable")
+    apart = a.ms_p80 < b.ms_p20 or b.ms_p80 < a.ms_p20
+    verdict = ("faster" if b.ms < a.ms else "slower") if apart else "same"
+    return Change(a, b, a.ms / b.ms, verdict)

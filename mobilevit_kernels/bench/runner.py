@@ -29,6 +29,8 @@ from mobilevit_kernels.verify import Result
 __all__ = ["Limits", "TimeLimitExceeded", "run", "run_job", "time_limit"]
 
 BUDGET_OVER = "the time budget was over"
+LOST = "the GPU was lost"  # begins the reasons of what was not measured because of another implementation
+OWN_GRAPHS = ("compile-reduce-overhead", "compile-max-autotune", "tensorrt")  # a replay cannot be captured
 SHORT_MS = 0.1  # below this a call is timed by replaying a CUDA graph of it
 
 
@@ -107,7 +109,7 @@ def run_job(
         make_subject: builds the weights and inputs.
 
     Returns:
-        A record for each implementation, in the job's order; whatever went wrong is in its status and reason.
+        A record for each implementation, those that were timed first; whatever went wrong is in status and reason.
     """
     blank = _blank(job, measured)
     failed: list[Record] = []
@@ -138,25 +140,49 @@ def run_job(
             with time_limit(left):
                 ready = _prepare(subject, variant, blank, truth, stock)
         except TimeLimitExceeded as error:
+            _stop_compilers()
             _free_memory(device)
             cut_short = left < limits.prepare_s
             status = results.LEFT_OUT if cut_short else "failed"
             failed += unmeasured(status, f"{BUDGET_OVER} while it was prepared" if cut_short else str(error), variant)
             continue
         except Exception as error:
-            _free_memory(device)
             failed += unmeasured(*_status_of(error), variant)
+            if _is_lost(device):  # nothing runs in this process any more
+                tried = {record.key for record in failed}
+                rest = unmeasured(results.LEFT_OUT, f"{LOST} to {variant}", *job.variants)
+                return failed + [record for record in rest if record.key not in tried]
+            _free_memory(device)
             continue
         if ready.record.key not in [other.record.key for other in prepared]:  # "auto" may be one of the named ones
             prepared.append(ready)
     progress(f"{job.id}  timing {len(prepared)} implementations")
-    try:
-        done = _time(prepared, subject, limits)
-    except Exception as error:
-        _free_memory(device)
-        status, reason = _status_of(error)
-        done = [replace(p.record, status=status, reason=f"while timing: {reason}") for p in prepared]
-    return done + failed
+    done = _time_all(prepared, subject, limits, deadline)
+    keys = [record.key for record in done]
+    return done + [record for record in failed if record.key not in keys]
+
+
+def _time_all(prepared: list[_Prepared], subject: Subject, limits: Limits, deadline: float | None) -> list[Record]:
+    """Times what is ready; an implementation that raises meanwhile costs the others nothing."""
+    failed: list[Record] = []
+    while prepared:
+        try:
+            return _time(prepared, subject, limits, deadline) + failed
+        except timing.CallFailed as failure:
+            culprits = [p for p in prepared if p.record.label == failure.name]
+            status, reason = _status_of(failure.__cause__ or failure)
+        except Exception as error:
+            culprits = list(prepared)
+            status, reason = _status_of(error)
+        failed += [replace(p.record, status=status, reason=f"while timing: {reason}") for p in culprits]
+        prepared = [p for p in prepared if p not in culprits]
+        if _is_lost(subject.device):
+            return failed + [
+                replace(p.record, status=results.LEFT_OUT, reason=f"{LOST} while timing") for p in prepared
+            ]
+        del culprits
+        _free_memory(subject.device)
+    return failed
 
 
 def _blank(job: Job, measured: Ceilings) -> Record:
@@ -200,9 +226,12 @@ def _prepare(subject: Subject, variant: Variant, blank: Record, truth: torch.Ten
     device, x = subject.device, subject.inputs[0]
     on_gpu = device.type == "cuda"
     with torch.inference_mode():
+        held = 0
         if on_gpu:
+            gc.collect()  # what earlier implementations left must not be freed while this one is measured
             torch.cuda.synchronize()
-        held = torch.cuda.memory_allocated(device) if on_gpu else 0
+            torch.cuda.reset_peak_memory_stats(device)
+            held = torch.cuda.memory_allocated(device)
         with _cold_caches() if variant.impl.startswith("compile-") else contextlib.nullcontext():
             begin = time.perf_counter()
             call, backend = subject.build(variant)
@@ -214,12 +243,14 @@ def _prepare(subject: Subject, variant: Variant, blank: Record, truth: torch.Ten
             raise TypeError(f"expected a tensor, got {type(output).__name__}")
         peak_mb = None
         if on_gpu:
-            torch.cuda.reset_peak_memory_stats(device)
+            if not variant.graph:  # a replay allocates nothing: what it works in was allocated at its capture
+                torch.cuda.reset_peak_memory_stats(device)
             call(x)
             torch.cuda.synchronize()
             peak_mb = (torch.cuda.max_memory_allocated(device) - held) / 2**20
         graph = variant.graph
-        if on_gpu and not graph and (subject.job.case is not None or _is_short(call, x)):
+        may_be_captured = on_gpu and not graph and variant.impl not in OWN_GRAPHS
+        if may_be_captured and (subject.job.case is not None or _is_short(call, x)):
             with contextlib.suppress(RuntimeError):  # what cannot be captured is timed as it is: graph stays False
                 call, graph = timing.captured(call, x), True
         output = call(x)  # of what is going to be timed
@@ -267,16 +298,17 @@ def _parity_reason(parity: Result, max_ratio: float) -> str:
     return f"error {parity.error:.1e} against float64, {parity.ratio:.2f} × stock eager's, allowed {max_ratio} ×"
 
 
-def _time(prepared: list[_Prepared], subject: Subject, limits: Limits) -> list[Record]:
+def _time(prepared: list[_Prepared], subject: Subject, limits: Limits, deadline: float | None) -> list[Record]:
     """Times what is ready, all in turn, and completes the records."""
-    if not prepared:
-        return []
+    share_s = float("inf")
+    if deadline is not None:  # what is ready is timed even where the budget is over, but in the fewest rounds
+        share_s = max(0.0, deadline - time.monotonic()) / (3 * len(prepared))
     timings = timing.time_interleaved(
         {p.record.label: p.call for p in prepared},
         subject.inputs,
         limits.rounds,
-        target_s=limits.target_s,
-        warm_up_s=limits.warm_up_s,
+        target_s=min(limits.target_s, share_s),
+        warm_up_s=min(limits.warm_up_s, share_s),
     )
     eager = next((timings[p.record.label] for p in prepared if p.variant.impl == "eager"), None)
     return [_timed(p.record, timings[p.record.label], eager) for p in prepared]
@@ -297,12 +329,15 @@ def _timed(record: Record, took: Timing, eager: Timing | None) -> Record:
         stable=took.stable,
         images_per_s=record.batch / took.ms * 1e3,
         host_us=took.host_us,
+        latency_ms=took.latency_ms,
+        latency_ms_p20=took.latency_ms_p20,
+        latency_ms_p99=took.latency_ms_p99,
         floor_fraction=record.floor_ms / took.ms if record.floor_ms else None,
         speedup=speedup,
     )
 
 
-def _status_of(error: Exception) -> tuple[str, str]:
+def _status_of(error: BaseException) -> tuple[str, str]:
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or "out of memory" in text.lower():
         return "out of memory", text[:300]
@@ -311,11 +346,34 @@ def _status_of(error: Exception) -> tuple[str, str]:
     return "failed", f"{type(error).__name__}: {text}"[:300]
 
 
+def _is_lost(device: torch.device) -> bool:
+    """Whether an error sticks: after an illegal access every call of the process raises it again."""
+    if device.type != "cuda":
+        return False
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError:
+        return True
+    return False
+
+
 def _free_memory(device: torch.device) -> None:
     """Returns what nothing refers to any more, so that the next implementation finds the device empty."""
     gc.collect()
     if device.type == "cuda":
-        torch.cuda.empty_cache()
+        with contextlib.suppress(RuntimeError):  # after an illegal access every call raises it again
+            torch.cuda.empty_cache()
+
+
+def _stop_compilers() -> None:
+    """Ends inductor's workers after an interrupted compile: their queue would keep every core busy, and torch 2.11
+    waits for minutes at exit where it is not empty."""
+    if (module := sys.modules.get("torch._inductor.async_compile")) is None:
+        return
+    for pool in module._pool_set:
+        if (process := getattr(pool, "process", None)) is not None:
+            process.kill()
+    module.shutdown_compile_workers()
 
 
 def _between_jobs(device: torch.device) -> None:
@@ -351,11 +409,15 @@ def run(
         The file's content and its path.
 
     Raises:
-        ValueError: ``resume`` on a file of another device, commit or PyTorch.
+        ValueError: ``resume`` on a file of another device, commit or PyTorch; the default file exists, and is not to
+            be resumed.
     """
     device = torch.device(device)
     deadline = None if limits.budget_s is None else time.monotonic() + limits.budget_s
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # events, streams and synchronisations are the current device's
     torch.backends.cudnn.benchmark = True  # peers get their best algorithms
+    torch.backends.cudnn.allow_tf32 = False  # or stock's float32 convolutions would miss float32's tolerance
     progress("measuring the ceilings")
     dtypes = tuple(dict.fromkeys(job.dtype for job in plan.jobs))
     measured = ceilings.measure(device, dtypes)
@@ -367,29 +429,46 @@ def run(
     }
     path = Path(output) if output is not None else results.default_path(meta)
     by_job: dict[str, list[Record]] = {}
+    if path.exists() and not resume and output is None:
+        raise ValueError(f"output: {path} exists; resume goes on with it, output names another file")
     if resume and path.exists():
         meta, by_job = _resumed(path, meta)
         measured = Ceilings.from_dict(meta["ceilings"])
     for job in plan.jobs:
         if _is_whole(by_job.get(job.id, []), job):
             continue
-        over = deadline is not None and time.monotonic() >= deadline
-        if over and job.id in by_job:  # measured before, with fewer implementations: that is better than nothing
-            continue
         records = run_job(job, device, measured, limits, deadline, progress, make_subject)
-        by_job[job.id] = records
+        by_job[job.id] = _updated(by_job.get(job.id, []), records)
         results.write(path, meta, (record for group in by_job.values() for record in group))
         finished(records)
+        if _is_lost(device):
+            break
         _between_jobs(device)
     return results.load(path), path
 
 
+def _updated(before: list[Record], now: list[Record]) -> list[Record]:
+    """A job's new records, and the earlier ones that they do not replace; what was measured outlives a left-out."""
+    kept = {record.key: record for record in before if record.status != results.LEFT_OUT}
+    tried = list(kept.values())
+    for record in now:
+        planned = Variant(record.impl, record.backend, record.graph)
+        if record.status != results.LEFT_OUT or not any(_covers(earlier, planned) for earlier in tried):
+            kept[record.key] = record
+    return list(kept.values())
+
+
+def _covers(record: Record, variant: Variant) -> bool:
+    """Whether a record is what a variant gives. A variant without a graph may have been timed by replaying one."""
+    if record.impl != "ours" or variant.impl != "ours":
+        return record.impl == variant.impl
+    return variant.backend in ("auto", record.backend) and record.graph >= variant.graph
+
+
 def _is_whole(records: list[Record], job: Job) -> bool:
     """Whether a file has every implementation of a job, measured or tried."""
-    if any(record.status == results.LEFT_OUT for record in records):
-        return False
-    impls = {record.impl for record in records}
-    return bool(records) and impls >= {variant.impl for variant in job.variants}
+    tried = [record for record in records if record.status != results.LEFT_OUT]
+    return all(any(_covers(record, variant) for record in tried) for variant in job.variants)
 
 
 def _resumed(path: Path, meta: dict[str, Any]) -> tuple[dict[str, Any], dict[str, list[Record]]]:

@@ -70,10 +70,10 @@ def is_compile(record: Record) -> bool:
     return record.impl.startswith("compile-")
 
 
-def fastest(records: Iterable[Record]) -> Record | None:
-    """The fastest of the records that were measured and passed their check, or None."""
+def fastest(records: Iterable[Record], by: str = "ms") -> Record | None:
+    """The record with the least ``by`` of those that were measured and passed their check, or None."""
     measured = (record for record in records if record.status == OK)
-    return min(measured, key=lambda record: record.ms or math.inf, default=None)
+    return min(measured, key=lambda record: getattr(record, by) or math.inf, default=None)
 
 
 def served_dtype(results: Results) -> str:
@@ -167,11 +167,11 @@ def models_table(results: Results, dtype: str) -> Table:
 
 
 def latency_table(results: Results, dtype: str) -> Table:
-    """Milliseconds, p50 / p99, of the networks at batch 1 and 256×256 in ``dtype``."""
+    """Milliseconds of a single call, p50 / p99, of the networks at batch 1 and 256×256 in ``dtype``."""
     records = [record for record in _suite(results, "models", dtype) if record.batch == 1]
 
     def cell(record: Record) -> str:
-        return f"{milliseconds(record.ms)} / {milliseconds(record.ms_p99)}"
+        return f"{milliseconds(record.latency_ms)} / {milliseconds(record.latency_ms_p99)}"
 
     rows = []
     for model in _models(records):
@@ -180,8 +180,8 @@ def latency_table(results: Results, dtype: str) -> Table:
             [
                 model,
                 _best((r for r in mine if r.impl == "eager-channels_last"), cell),
-                _best(filter(is_compile, mine), lambda r: f"{cell(r)} ({_variant(r)})"),
-                _best((r for r in mine if r.impl == "ours"), lambda r: f"{cell(r)} ({_variant(r)})"),
+                _best(filter(is_compile, mine), lambda r: f"{cell(r)} ({_variant(r)})", "latency_ms"),
+                _best((r for r in mine if r.impl == "ours"), lambda r: f"{cell(r)} ({_variant(r)})", "latency_ms"),
             ]
         )
     return Table(["model", "eager channels_last", "best torch.compile", "ours"], rows)
@@ -216,7 +216,7 @@ def stages_table(results: Results, dtype: str) -> Table:
             [
                 job_name(records[0]),
                 str(records[0].batch),
-                _best((r for r in peers if r.impl == "eager-channels_last"), lambda r: milliseconds(r.ms)),
+                _best((r for r in peers if r.impl in ("eager-channels_last", "cudnn")), lambda r: milliseconds(r.ms)),
                 _best(peers, lambda r: f"{milliseconds(r.ms)} ({r.label})"),
                 _best(ours, lambda r: f"{milliseconds(r.ms)} ({_variant(r)})"),
                 _ratio(peers, ours),
@@ -348,10 +348,10 @@ def _variant(record: Record) -> str:
     return f"{name}, graph" if record.graph else name
 
 
-def _best(records: Iterable[Record], form: Callable[[Record], str]) -> str:
+def _best(records: Iterable[Record], form: Callable[[Record], str], by: str = "ms") -> str:
     """The fastest record in the form given; where none was measured, why."""
     records = list(records)
-    if best := fastest(records):
+    if best := fastest(records, by):
         return form(best)
     statuses = dict.fromkeys(NOT_MEASURED if record.status == LEFT_OUT else record.status for record in records)
     return ", ".join(statuses) or NOT_MEASURED

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-__all__ = ["Call", "Timing", "captured", "quantile", "time_interleaved"]
+__all__ = ["Call", "CallFailed", "Timing", "captured", "quantile", "time_interleaved"]
 
 Call: TypeAlias = Callable[[Tensor], Any]
 
@@ -20,8 +20,16 @@ STABLE_WITHIN = 0.02  # the medians of two windows in a row differ by less
 WARM_UP_S = 2.0  # and if they never do, go on after so long, and say so
 TARGET_S = 1.0  # of timed calls an implementation
 MIN_ROUNDS, MAX_ROUNDS = 7, 200
-HOST_CALLS = 10
+MIN_LATENCY_CALLS, MAX_LATENCY_CALLS = 10, 100
 FLUSH_FACTOR = 4  # the flush reads so many times the L2: it evicts everything, and the queue fills up meanwhile
+
+
+class CallFailed(Exception):
+    """An implementation raised while it was timed; ``name`` says which, ``__cause__`` is what it raised."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
 
 
 @dataclass(frozen=True)
@@ -32,6 +40,8 @@ class Timing:
         ms: median.
         ms_p20, ms_p80, ms_p99: quantiles.
         host_us: microseconds until a call returns while the device is idle, median; None on a CPU.
+        latency_ms, latency_ms_p20: of single calls, from an idle device to the finished result, by the wall clock.
+        latency_ms_p99: None where there were fewer than 100 of these calls.
         stable: the warm-up ended because the time had settled.
         samples: every timed call, in order; the i-th of every implementation belong to one round.
     """
@@ -41,6 +51,9 @@ class Timing:
     ms_p80: float
     ms_p99: float
     host_us: float | None
+    latency_ms: float
+    latency_ms_p20: float
+    latency_ms_p99: float | None
     stable: bool
     samples: tuple[float, ...]
 
@@ -57,8 +70,8 @@ def quantile(values: Sequence[float], q: float) -> float:
 class Stopwatch:
     """Times single calls: with CUDA events behind a flush of the L2, or with the processor's clock.
 
-    The flush reads a buffer larger than the L2. While it runs, the call is already being queued, so that a short call
-    is not charged for its launch. A call whose launches take longer than its kernels is: that is what it costs.
+    The flush reads a buffer larger than the L2. While it runs, the call is already being queued: its time is the
+    device's, without the launch. What a single call costs from the host's side is its latency.
 
     Args:
         device: where the inputs are.
@@ -85,18 +98,16 @@ class Stopwatch:
         self._end.synchronize()
         return float(self._start.elapsed_time(self._end))
 
-    def host_microseconds(self, call: Call, x: Tensor) -> float | None:
-        """Time until a call returns on an idle device; None on a CPU."""
-        if not self.on_gpu:
-            return None
-        values = []
-        for _ in range(HOST_CALLS):
+    def single(self, call: Call, x: Tensor) -> tuple[float, float]:
+        """One call on an idle device by the wall clock: milliseconds until it returns, and until it is finished."""
+        if self.on_gpu:
             torch.cuda.synchronize()
-            begin = time.perf_counter()
-            call(x)
-            values.append((time.perf_counter() - begin) * 1e6)
-        torch.cuda.synchronize()
-        return statistics.median(values)
+        begin = time.perf_counter()
+        call(x)
+        returned = time.perf_counter()
+        if self.on_gpu:
+            torch.cuda.synchronize()
+        return (returned - begin) * 1e3, (time.perf_counter() - begin) * 1e3
 
 
 def _warm_up(watch: Stopwatch, call: Call, inputs: Sequence[Tensor], limit_s: float) -> tuple[float, bool]:
@@ -112,6 +123,16 @@ def _warm_up(watch: Stopwatch, call: Call, inputs: Sequence[Tensor], limit_s: fl
                 return recent, True
         if time.perf_counter() > deadline:
             return recent, False
+
+
+def _named(name: str, call: Call) -> Call:
+    def run(x: Tensor) -> object:
+        try:
+            return call(x)
+        except Exception as error:
+            raise CallFailed(name) from error
+
+    return run
 
 
 def time_interleaved(
@@ -135,8 +156,12 @@ def time_interleaved(
 
     Returns:
         A Timing for each name.
+
+    Raises:
+        CallFailed: one of them raised.
     """
     watch = Stopwatch(inputs[0].device)
+    implementations = {name: _named(name, call) for name, call in implementations.items()}
     names = list(implementations)
     samples: dict[str, list[float]] = {name: [] for name in names}
     with torch.inference_mode():
@@ -147,19 +172,28 @@ def time_interleaved(
         for i in range(rounds):
             for name in names[i % len(names) :] + names[: i % len(names)]:
                 samples[name].append(watch.milliseconds(implementations[name], inputs[i % len(inputs)]))
-        host = {name: watch.host_microseconds(call, inputs[0]) for name, call in implementations.items()}
-    return {
-        name: Timing(
-            quantile(values, 0.5),
-            quantile(values, 0.2),
-            quantile(values, 0.8),
-            quantile(values, 0.99),
-            host[name],
-            warm[name][1],
-            tuple(values),
-        )
-        for name, values in samples.items()
-    }
+        singles: dict[str, list[tuple[float, float]]] = {}
+        for name, call in implementations.items():
+            count = int(2e3 * target_s / max(statistics.median(samples[name]), 1e-6))
+            count = max(MIN_LATENCY_CALLS, min(MAX_LATENCY_CALLS, count))
+            singles[name] = [watch.single(call, inputs[i % len(inputs)]) for i in range(count)]
+    return {name: _timing(samples[name], singles[name], watch.on_gpu, warm[name][1]) for name in names}
+
+
+def _timing(samples: Sequence[float], singles: Sequence[tuple[float, float]], on_gpu: bool, stable: bool) -> Timing:
+    returned, finished = zip(*singles, strict=True)
+    return Timing(
+        quantile(samples, 0.5),
+        quantile(samples, 0.2),
+        quantile(samples, 0.8),
+        quantile(samples, 0.99),
+        1e3 * statistics.median(returned) if on_gpu else None,
+        quantile(finished, 0.5),
+        quantile(finished, 0.2),
+        quantile(finished, 0.99) if len(finished) >= MAX_LATENCY_CALLS else None,
+        stable,
+        tuple(samples),
+    )
 
 
 def captured(call: Call, x: Tensor) -> Call:
