@@ -8,38 +8,45 @@ namespace mvk {
 
 namespace {
 
-// A shape that the row kernel serves, its m-tiles side by side, and warps of a block at most.
-struct Served {
-  int stride, in_channels, out_channels;
-  int column_tiles, half_warps, bfloat16_warps;
+// What a warp does at a time, and how many of them a block has at most: 12 leave a thread 168 registers, 8 leave 255.
+struct WarpTile {
+  int column_tiles, step_rows, max_warps;
 };
 
-// Twelve warps leave a thread 168 registers, eight 255: as many as fit without spills. Two m-tiles side by side lose
-// 2 columns of 32 to the overlap of strips and share each weight fragment between four products; one loses 2 of 16 and
-// shares between two. But the old rows of 192 or 256 hidden channels at stride 1 take 24 or 32 KB a warp with two, so
-// that 4 warps would fit beside the weights.
+// A shape that the row kernel serves.
+struct Served {
+  int stride, in_channels, out_channels;
+  WarpTile half, bfloat16;
+};
+
+// The most m-tiles a step that fit into registers without spills: they share each weight fragment. Side by side they
+// lose 2 columns of 32 to the overlap of strips, against 2 of 16 for one alone, but at stride 1 the old rows of 192 or
+// 256 hidden channels then take 24 or 32 KB a warp, so that 4 warps would fit beside the weights; there the tiles lie
+// below each other. float16 wants 12 warps or a larger tile; bfloat16's depthwise products take 40 registers more.
 constexpr Served kServed[] = {
-    {1, 16, 16, 2, 12, 8},   //
-    {1, 16, 32, 2, 12, 8},   //
-    {1, 24, 24, 2, 12, 8},   //
-    {1, 48, 48, 1, 12, 8},   //
-    {1, 64, 64, 1, 8, 8},    //
-    {2, 16, 24, 2, 12, 12},  //
-    {2, 24, 48, 2, 12, 8},  //
-    {2, 32, 48, 2, 12, 8},  //
-    {2, 32, 64, 2, 12, 8},   //
-    {2, 48, 64, 2, 8, 8},    //
-    {2, 64, 80, 2, 8, 8},    //
-    {2, 64, 96, 2, 8, 8},    //
+    {1, 16, 16, {2, 2, 12}, {2, 2, 8}},   //
+    {1, 16, 32, {2, 2, 12}, {2, 2, 8}},   //
+    {1, 24, 24, {2, 2, 12}, {2, 2, 8}},   //
+    {1, 48, 48, {1, 3, 8}, {1, 2, 8}},    //
+    {1, 64, 64, {1, 3, 8}, {1, 2, 8}},    //
+    {2, 16, 24, {2, 2, 12}, {2, 2, 12}},  //
+    {2, 24, 48, {2, 2, 12}, {2, 2, 8}},   //
+    {2, 32, 48, {2, 2, 12}, {2, 2, 8}},   //
+    {2, 32, 64, {2, 2, 12}, {2, 2, 8}},   //
+    {2, 48, 64, {2, 2, 8}, {2, 2, 8}},    //
+    {2, 64, 80, {2, 2, 8}, {2, 2, 8}},    //
+    {2, 64, 96, {2, 2, 8}, {2, 2, 8}},    //
 };
 constexpr int kServedCount = sizeof(kServed) / sizeof(kServed[0]);
 constexpr int kMinWarps = 8;  // of a block: fewer hardly hide each other's latency, and the tile kernel does
 
 template <class T, int kIndex>
-using ConfigOf =
-    InvertedResidualRowsConfig<T, kServed[kIndex].stride, kServed[kIndex].in_channels, kServed[kIndex].out_channels,
-                               kServed[kIndex].column_tiles,
-                               IsSame<T, Half>::value ? kServed[kIndex].half_warps : kServed[kIndex].bfloat16_warps>;
+struct ConfigAt {
+  static constexpr Served kShape = kServed[kIndex];
+  static constexpr WarpTile kTile = IsSame<T, Half>::value ? kShape.half : kShape.bfloat16;
+  using Config = InvertedResidualRowsConfig<T, kShape.stride, kShape.in_channels, kShape.out_channels,
+                                            kTile.column_tiles, kTile.step_rows, kTile.max_warps>;
+};
 
 // visit(Config{}) for the configuration of a shape; 0 where there is none.
 template <class T, class Visit, int... kIndices>
@@ -47,7 +54,8 @@ int visit_config(int stride, int in_channels, int out_channels, const Visit& vis
                  std::integer_sequence<int, kIndices...>) {
   int result = 0;
   ((kServed[kIndices].stride == stride && kServed[kIndices].in_channels == in_channels &&
-    kServed[kIndices].out_channels == out_channels && ((result = visit(ConfigOf<T, kIndices>{})), true)) ||
+    kServed[kIndices].out_channels == out_channels &&
+    ((result = visit(typename ConfigAt<T, kIndices>::Config{})), true)) ||
    ...);
   return result;
 }

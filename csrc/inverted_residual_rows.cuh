@@ -3,11 +3,11 @@
 //   x (B, H, W, C_in) NHWC → y (B, OH, OW, C_out) NHWC, dilation 1; the formula is that of inverted_residual.cuh
 //
 // A block is persistent: it copies all packed weights to shared memory once, and that is its only barrier. From then on
-// every warp works alone. A warp owns a strip of 16·kColumnTiles columns and takes two input rows a step, downwards.
-// Within a step it walks over the hidden channels, 16 at a time:
+// every warp works alone. A warp owns a strip of 16·kColumnTiles columns and takes kStepRows input rows a step,
+// downwards. Within a step it walks over the hidden channels, 16 at a time:
 //
 //     expand     tensor cores: x (A fragments in registers, loaded once a step) × weights (shared) → SiLU → registers
-//     depthwise  on those two rows and the one or two above, which wait in shared memory where this lane left them
+//     depthwise  on those rows and the one or two above, which wait in shared memory where this lane left them
 //     project    tensor cores: what the depthwise step computes is the A fragment; sums stay in registers for the step
 //
 // so that shared memory moves weights and the window's old rows, and no hidden value crosses from warp to warp.
@@ -50,13 +50,15 @@
 namespace mvk {
 
 // Sizes that the kernel and its launcher share; everything in them is known before the launch.
-template <class T, int kStrideOf, int kInChannelsOf, int kOutChannelsOf, int kColumnTilesOf, int kMaxWarpsOf>
+template <class T, int kStrideOf, int kInChannelsOf, int kOutChannelsOf, int kColumnTilesOf, int kStepRowsOf,
+          int kMaxWarpsOf>
 struct InvertedResidualRowsConfig {
   using Type = T;
   static constexpr int kStride = kStrideOf;
   static constexpr int kInChannels = kInChannelsOf;
   static constexpr int kOutChannels = kOutChannelsOf;
   static constexpr int kColumnTiles = kColumnTilesOf;  // m16 tiles side by side in a strip
+  static constexpr int kStepRows = kStepRowsOf;        // input rows of a step
   static constexpr int kMaxWarps = kMaxWarpsOf;        // of a block; there is one block an SM
 
   static constexpr int kChunk = 16;                      // hidden channels
@@ -64,10 +66,11 @@ struct InvertedResidualRowsConfig {
   static constexpr int kLaneColumns = 2 * kColumnTiles;  // of a lane group
   static constexpr int kLaneOutputs = kLaneColumns / kStride;
   static constexpr int kStripOutputs = 8 * kLaneOutputs - 3 + kStride;  // that have all their columns
-  static constexpr int kOutRows = 2 / kStride;                          // of a step
-  static constexpr int kOutTiles = kOutRows * kLaneOutputs / 2;         // m16 tiles of output pixels of a step
-  static constexpr int kOldRows = 3 - kStride;                          // of the window, from the step before
-  static constexpr int kWindowRows = kOldRows + 2;
+  static constexpr int kOutRows = kStepRows / kStride;                  // of a step
+  static constexpr int kTilesAcross = kLaneOutputs / 2;                 // m16 tiles of output pixels in a row
+  static constexpr int kOutTiles = kOutRows * kTilesAcross;
+  static constexpr int kOldRows = 3 - kStride;  // of the window, from the step before
+  static constexpr int kWindowRows = kOldRows + kStepRows;
   static constexpr int kWindowColumns = kLaneColumns + 3 - kStride;
   static constexpr int kFullSteps = kInChannels / 16;  // k-steps of the expand product
   static constexpr bool kHalfStep = kInChannels % 16 != 0;
@@ -78,6 +81,7 @@ struct InvertedResidualRowsConfig {
   static constexpr int kWindowVectors = kOldRows * kLaneColumns / 4;  // 16-byte vectors a lane for 8 hidden channels
   static constexpr int kWindowBytes = 2 * kWindowVectors * 512;       // of a warp for a chunk
 
+  static_assert(kStepRows >= 2 && kStepRows % kStride == 0, "a step makes whole output rows and leaves its old rows");
   static_assert(kStride == 1 || kColumnTiles % 2 == 0, "at stride 2 two m-tiles of input columns give one of outputs");
   static_assert(kInChannels % 8 == 0 && kOutChannels % 8 == 0, "channels come in groups of 8");
   static_assert(kWindowVectors * 4 == kOldRows * kLaneColumns, "the window moves in vectors of 16 bytes");
@@ -93,7 +97,7 @@ struct InvertedResidualRowsParams {
   int out_height, out_width;
   int chunks;
   int strips;
-  int segment_rows;  // output rows of a segment, even at stride 1
+  int segment_rows;  // output rows of a segment, a multiple of a step's
   int items;         // strips · segments
   int blocks, block_warps;
   bool residual;
@@ -106,6 +110,7 @@ __global__ void __launch_bounds__(32 * Config::kMaxWarps, 1)
   constexpr int kStride = Config::kStride;
   constexpr int kLaneColumns = Config::kLaneColumns;
   constexpr int kLaneOutputs = Config::kLaneOutputs;
+  constexpr int kStepRows = Config::kStepRows;
   constexpr InvertedResidualRecord kRecord = Config::kRecord;
 
   const int warp = warp_index();
@@ -150,13 +155,13 @@ __global__ void __launch_bounds__(32 * Config::kMaxWarps, 1)
     }
   };
 
-  // x of both rows of a step as A fragments [row][m-tile][k-step]; the half step of 8 channels fills two registers.
+  // x of a step's rows as A fragments [row][m-tile][k-step]; the half step of 8 channels fills two registers.
   // Loads of 4 bytes: those of 8 would leave two registers of different fragment halves side by side, and the compiler
   // then moves all of them into place in every chunk.
-  FragmentA<T> x[2][Config::kColumnTiles][Config::kSteps];
+  FragmentA<T> x[kStepRows][Config::kColumnTiles][Config::kSteps];
   const auto load_x = [&](int first_row) {
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
+    for (int i = 0; i < kStepRows; ++i) {
       const int row = first_row + i;
 #pragma unroll
       for (int j = 0; j < kLaneColumns; ++j) {
@@ -173,9 +178,9 @@ __global__ void __launch_bounds__(32 * Config::kMaxWarps, 1)
   };
 
   // Hidden values [row][8 channels][column] of a chunk; zero outside of the map, and not silu(bias).
-  Pair<T> hidden[2][2][kLaneColumns];
-  const auto expand = [&](int record, int first_row) {
-    FragmentC sums[2][Config::kColumnTiles][2];
+  Pair<T> hidden[kStepRows][2][kLaneColumns];
+  const auto expand = [&](int record, int first_row, int skipped) {  // without the step's first `skipped` rows
+    FragmentC sums[kStepRows][Config::kColumnTiles][2];
     FragmentC bias[2];
 #pragma unroll
     for (int q = 0; q < 2; ++q) {
@@ -189,29 +194,33 @@ __global__ void __launch_bounds__(32 * Config::kMaxWarps, 1)
       for (int q = 0; q < 2; ++q) {
         const FragmentB<T> b{{{words.word[2 * q]}, {words.word[2 * q + 1]}}};
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
+        for (int i = 0; i < kStepRows; ++i) {
+          if (i < skipped) continue;
 #pragma unroll
           for (int m = 0; m < Config::kColumnTiles; ++m) {
-            const FragmentC& before = step == 0 ? bias[q] : sums[i][m][q];
+            if (step == 0) sums[i][m][q] = bias[q];
             if (step < Config::kFullSteps) {
-              mma_m16n8k16(sums[i][m][q], x[i][m][step], b, before);
+              mma_m16n8k16(sums[i][m][q], x[i][m][step], b);
             } else {
-              mma_m16n8k8(sums[i][m][q], x[i][m][step], b, before);
+              mma_m16n8k8(sums[i][m][q], x[i][m][step], b);
             }
           }
         }
       }
     }
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
+    for (int i = 0; i < kStepRows; ++i) {
+      if (i < skipped) continue;
       const bool row_inside = first_row + i >= 0 && first_row + i < params.height;
 #pragma unroll
       for (int j = 0; j < kLaneColumns; ++j) {
         const std::uint32_t inside = row_inside && in_pixel[j] >= 0 ? 0xffffffffu : 0u;
 #pragma unroll
         for (int q = 0; q < 2; ++q) {
-          const float* sum = &sums[i][j / 2][q].value[2 * (j % 2)];
-          hidden[i][q][j].bits = make_pair<T>(silu_of_half(sum[0]), silu_of_half(sum[1])).bits & inside;
+          const FragmentC& sum = sums[i][j / 2][q];
+          const Pair<T> value =
+              make_pair<T>(silu_of_half(sum.value[2 * (j % 2)]), silu_of_half(sum.value[2 * (j % 2) + 1]));
+          hidden[i][q][j].bits = value.bits & inside;
         }
       }
     }
@@ -219,7 +228,7 @@ __global__ void __launch_bounds__(32 * Config::kMaxWarps, 1)
 
   const auto clear_hidden = [&] {
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
+    for (int i = 0; i < kStepRows; ++i) {
 #pragma unroll
       for (int q = 0; q < 2; ++q) {
 #pragma unroll
@@ -244,7 +253,7 @@ __global__ void __launch_bounds__(32 * Config::kMaxWarps, 1)
       }
     }
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
+    for (int i = 0; i < kStepRows; ++i) {
 #pragma unroll
       for (int j = 0; j < kLaneColumns; ++j) window[Config::kOldRows + i][j] = hidden[i][q][j];
     }
@@ -262,7 +271,7 @@ __global__ void __launch_bounds__(32 * Config::kMaxWarps, 1)
       Words4 words;
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const int row = (4 * v + i) / kLaneColumns + 2 - Config::kOldRows;
+        const int row = kStepRows - Config::kOldRows + (4 * v + i) / kLaneColumns;
         words.word[i] = hidden[row][q][(4 * v + i) % kLaneColumns].bits;
       }
       old_rows.store(vector_of(chunk, q, v), words);
@@ -286,8 +295,8 @@ __global__ void __launch_bounds__(32 * Config::kMaxWarps, 1)
   const auto depthwise = [&](int q, const Pair<T>* taps) {
 #pragma unroll
     for (int tile = 0; tile < Config::kOutTiles; ++tile) {
-      const int first_row = kStride == 1 ? tile / Config::kColumnTiles : 0;
-      const int first_column = kStride * 2 * (kStride == 1 ? tile % Config::kColumnTiles : tile);
+      const int first_row = kStride * (tile / Config::kTilesAcross);
+      const int first_column = kStride * 2 * (tile % Config::kTilesAcross);
       if constexpr (IsSame<T, Half>::value) {
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
@@ -351,10 +360,10 @@ __global__ void __launch_bounds__(32 * Config::kMaxWarps, 1)
   const auto for_each_output = [&](int first_row, int end_row, const auto& visit) {
 #pragma unroll
     for (int tile = 0; tile < Config::kOutTiles; ++tile) {
-      const int row = first_row + (kStride == 1 ? tile / Config::kColumnTiles : 0);
+      const int row = first_row + tile / Config::kTilesAcross;
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
-        const int pixel = out_pixel[2 * (kStride == 1 ? tile % Config::kColumnTiles : tile) + j];
+        const int pixel = out_pixel[2 * (tile % Config::kTilesAcross) + j];
         if (pixel >= 0 && row < end_row) {
           visit(tile, j, static_cast<std::int64_t>(pixel + row * params.out_width) * Config::kOutChannels);
         }
@@ -421,20 +430,21 @@ __global__ void __launch_bounds__(32 * Config::kMaxWarps, 1)
     const int begin_row = segment * params.segment_rows;
     const int end_row =
         begin_row + params.segment_rows < params.out_height ? begin_row + params.segment_rows : params.out_height;
-    // The first step only fills the window: no output, and a loop of its own rather than a branch in the inner one.
-    int in_row = kStride * (begin_row - 1);
+    // The first step only fills the window, with its last rows; a loop of its own rather than a branch in the inner
+    // one.
+    int in_row = kStride * begin_row + Config::kOldRows - 1 - kStepRows;
     load_x(in_row);
     for (int chunk = 0; chunk < params.chunks; ++chunk) {
-      if (in_row + 1 >= 0) {
-        expand(chunk * kRecordCount, in_row);
+      if (in_row + kStepRows > 0) {
+        expand(chunk * kRecordCount, in_row, kStepRows - Config::kOldRows);
       } else {
-        clear_hidden();  // at stride 2 both rows lie above the image
+        clear_hidden();  // at stride 2 this row lies above the image
       }
       keep_rows(chunk, 0);
       keep_rows(chunk, 1);
     }
     for (int row = begin_row; row < end_row; row += Config::kOutRows) {
-      in_row += 2;
+      in_row += kStepRows;
       load_x(in_row);
       start_sums();
       if constexpr (kStride == 1 && Config::kInChannels == Config::kOutChannels) {
@@ -442,7 +452,7 @@ __global__ void __launch_bounds__(32 * Config::kMaxWarps, 1)
       }
       for (int chunk = 0; chunk < params.chunks; ++chunk) {
         const int record = chunk * kRecordCount;
-        expand(record, in_row);
+        expand(record, in_row, 0);
         Pair<T> taps[20];
         load_taps(record, taps);
 #pragma unroll

@@ -15,10 +15,9 @@ from mobilevit_kernels.cli import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Ratios to the floor at 256×256; the networks' own shapes reach 1.01, 1.50, 1.50: maps of 16 × 16 leave strips of 30
-# columns half empty at these batches, larger maps stay under 1.4.
-MAX_BYTES_WASTE, MAX_MMA_WASTE, MAX_MUFU_WASTE = 1.15, 1.55, 1.55
-LARGE_MAP, MAX_LARGE_WASTE = 32, 1.4
+# Ratios to the floor at 256×256; the networks' own shapes reach 1.01, 1.37, 1.38 (8 × 8 outputs, whose strips of 15
+# columns are far from full at these batches), the large maps 1.26.
+MAX_BYTES_WASTE, MAX_MMA_WASTE, MAX_MUFU_WASTE = 1.15, 1.4, 1.4
 # Cycles lost to bank conflicts over all shared-memory cycles; ldmatrix loses none.
 MAX_SHARED_CONFLICTS = 0.06
 # Bytes that shared memory moves for a matrix instruction, shuffles included. An SM moves 128 a cycle and issues 0.62
@@ -27,21 +26,21 @@ MAX_SHARED_CONFLICTS = 0.06
 MAX_SHARED_BYTES_PER_MMA = {
     (16, 64, 32): 460,
     (32, 128, 64): 385,
-    (64, 256, 64): 360,
-    (64, 256, 96): 250,
+    (64, 256, 64): 255,
+    (64, 256, 96): 260,
     (96, 384, 128): 500,
     (128, 512, 160): 460,
     (32, 128, 48): 395,
-    (48, 192, 48): 430,
-    (48, 192, 64): 295,
-    (64, 256, 80): 250,
+    (48, 192, 48): 310,
+    (48, 192, 64): 305,
+    (64, 256, 80): 260,
     (80, 320, 96): 645,
     (16, 32, 16): 655,
     (16, 32, 24): 695,
     (24, 48, 24): 480,
-    (24, 48, 48): 480,
-    (48, 96, 64): 290,
-    (64, 128, 80): 245,
+    (24, 48, 48): 485,
+    (48, 96, 64): 305,
+    (64, 128, 80): 265,
 }
 
 
@@ -53,9 +52,8 @@ def test_inverted_residual_stays_within_its_bounds(model: str, batch: int) -> No
     for path, case in cases:
         row = counters.count(path, case)
         assert 1 <= row.bytes_waste <= MAX_BYTES_WASTE, row
-        large = case.x_shape[2] >= LARGE_MAP
-        assert 1 <= row.mma_waste <= (MAX_LARGE_WASTE if large else MAX_MMA_WASTE), row
-        assert 1 <= row.mufu_waste <= (MAX_LARGE_WASTE if large else MAX_MUFU_WASTE), row
+        assert 1 <= row.mma_waste <= MAX_MMA_WASTE, row
+        assert 1 <= row.mufu_waste <= MAX_MUFU_WASTE, row
         assert row.shared_bytes_per_mma <= MAX_SHARED_BYTES_PER_MMA[case.sizes], row
         assert row.matrix_conflicts == 0, row
         assert row.shared_conflicts <= MAX_SHARED_CONFLICTS * row.shared_wavefronts, row

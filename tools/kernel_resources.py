@@ -45,16 +45,16 @@ def run(*command: str) -> str:
 
 def short_name(mangled: str) -> str:
     """A readable name from a mangled one: ``inverted_residual float16 stride 2, 8 tiles, large`` (output tiles, tile of
-    pixels), ``inverted_residual_rows float16 stride 1, 64 → 64, 1 tile, 8 warps`` (channels, m-tiles side by side)."""
+    pixels), ``inverted_residual_rows float16 stride 1, 64 → 64, 3 × 16 pixels, 8 warps`` (channels, a warp's step)."""
     dtype = "float16" if "6__half" in mangled else "bfloat16"
     if tile := re.search(r"InvertedResidualConfigI\w+?Li(\d+)ELi(\d+)ELb([01])E", mangled):
         stride, tiles, large = tile.groups()
         return f"inverted_residual {dtype} stride {stride}, {tiles} tiles, {'large' if large == '1' else 'small'}"
-    if rows := re.search(r"InvertedResidualRowsConfigI\w+?" + r"Li(\d+)E" * 5, mangled):
-        stride, in_channels, out_channels, tiles, warps = rows.groups()
+    if rows := re.search(r"InvertedResidualRowsConfigI\w+?" + r"Li(\d+)E" * 6, mangled):
+        stride, in_channels, out_channels, tiles, step_rows, warps = rows.groups()
         return (
             f"inverted_residual_rows {dtype} stride {stride}, {in_channels} → {out_channels}, "
-            f"{tiles} tile{'s' if tiles != '1' else ''}, {warps} warps"
+            f"{step_rows} × {16 * int(tiles)} pixels, {warps} warps"
         )
     return mangled
 

@@ -37,21 +37,22 @@ struct FragmentCHalf {
 
 namespace mvk {
 
-// d = a · b + c with a 16×16, b 16×8.
+// c += a · b with a 16×16, b 16×8. Operands c of the instruction, before and after, are registers of their own: the
+// compiler may then start several sums from one set of biases.
 template <class T>
-MVK_DEVICE void mma_m16n8k16(FragmentC& d, const FragmentA<T>& a, const FragmentB<T>& b, const FragmentC& c) {
+MVK_DEVICE void mma_m16n8k16(FragmentC& c, const FragmentA<T>& a, const FragmentB<T>& b) {
   if constexpr (IsSame<T, Half>::value) {
     asm volatile(
         "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
         "{%10,%11,%12,%13};\n"
-        : "=f"(d.value[0]), "=f"(d.value[1]), "=f"(d.value[2]), "=f"(d.value[3])
+        : "=f"(c.value[0]), "=f"(c.value[1]), "=f"(c.value[2]), "=f"(c.value[3])
         : "r"(a.reg[0].bits), "r"(a.reg[1].bits), "r"(a.reg[2].bits), "r"(a.reg[3].bits), "r"(b.reg[0].bits),
           "r"(b.reg[1].bits), "f"(c.value[0]), "f"(c.value[1]), "f"(c.value[2]), "f"(c.value[3]));
   } else {
     asm volatile(
         "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
         "{%10,%11,%12,%13};\n"
-        : "=f"(d.value[0]), "=f"(d.value[1]), "=f"(d.value[2]), "=f"(d.value[3])
+        : "=f"(c.value[0]), "=f"(c.value[1]), "=f"(c.value[2]), "=f"(c.value[3])
         : "r"(a.reg[0].bits), "r"(a.reg[1].bits), "r"(a.reg[2].bits), "r"(a.reg[3].bits), "r"(b.reg[0].bits),
           "r"(b.reg[1].bits), "f"(c.value[0]), "f"(c.value[1]), "f"(c.value[2]), "f"(c.value[3]));
   }
@@ -65,30 +66,20 @@ MVK_DEVICE void mma_m16n8k16(FragmentCHalf& c, const FragmentA<Half>& a, const F
                  "r"(b.reg[1].bits));
 }
 
-// d = a · b + c over the first eight k only: a 16×8 in a.reg[0..1], b 8×8 in b.reg[0].
+// c += a · b over the first eight k only: a 16×8 in a.reg[0..1], b 8×8 in b.reg[0].
 template <class T>
-MVK_DEVICE void mma_m16n8k8(FragmentC& d, const FragmentA<T>& a, const FragmentB<T>& b, const FragmentC& c) {
+MVK_DEVICE void mma_m16n8k8(FragmentC& c, const FragmentA<T>& a, const FragmentB<T>& b) {
   if constexpr (IsSame<T, Half>::value) {
     asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%7,%8,%9,%10};\n"
-                 : "=f"(d.value[0]), "=f"(d.value[1]), "=f"(d.value[2]), "=f"(d.value[3])
+                 : "=f"(c.value[0]), "=f"(c.value[1]), "=f"(c.value[2]), "=f"(c.value[3])
                  : "r"(a.reg[0].bits), "r"(a.reg[1].bits), "r"(b.reg[0].bits), "f"(c.value[0]), "f"(c.value[1]),
                    "f"(c.value[2]), "f"(c.value[3]));
   } else {
     asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%7,%8,%9,%10};\n"
-                 : "=f"(d.value[0]), "=f"(d.value[1]), "=f"(d.value[2]), "=f"(d.value[3])
+                 : "=f"(c.value[0]), "=f"(c.value[1]), "=f"(c.value[2]), "=f"(c.value[3])
                  : "r"(a.reg[0].bits), "r"(a.reg[1].bits), "r"(b.reg[0].bits), "f"(c.value[0]), "f"(c.value[1]),
                    "f"(c.value[2]), "f"(c.value[3]));
   }
-}
-
-// c += a · b.
-template <class T>
-MVK_DEVICE void mma_m16n8k16(FragmentC& c, const FragmentA<T>& a, const FragmentB<T>& b) {
-  mma_m16n8k16(c, a, b, c);
-}
-template <class T>
-MVK_DEVICE void mma_m16n8k8(FragmentC& c, const FragmentA<T>& a, const FragmentB<T>& b) {
-  mma_m16n8k8(c, a, b, c);
 }
 
 // Four 8×8 matrices: lane l passes the offset of row l % 8 of matrix l / 8 (8 elements, 16-byte aligned); reg[m] of

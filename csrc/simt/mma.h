@@ -112,20 +112,6 @@ void mma_m16n8k16(FragmentC& c, const FragmentA<T>& a, const FragmentB<T>& b, si
   simt::mma<T, 16>(c, a, b, "mma_m16n8k16", where);
 }
 template <class T>
-void mma_m16n8k16(FragmentC& d, const FragmentA<T>& a, const FragmentB<T>& b, const FragmentC& c,
-                  simt::Where where = simt::Where::here()) {
-  FragmentC sum = c;
-  simt::mma<T, 16>(sum, a, b, "mma_m16n8k16", where);
-  d = sum;
-}
-template <class T>
-void mma_m16n8k8(FragmentC& d, const FragmentA<T>& a, const FragmentB<T>& b, const FragmentC& c,
-                 simt::Where where = simt::Where::here()) {
-  FragmentC sum = c;
-  simt::mma<T, 8>(sum, a, b, "mma_m16n8k8", where);
-  d = sum;
-}
-template <class T>
 void mma_m16n8k8(FragmentC& c, const FragmentA<T>& a, const FragmentB<T>& b, simt::Where where = simt::Where::here()) {
   simt::mma<T, 8>(c, a, b, "mma_m16n8k8", where);
 }
