@@ -35,9 +35,14 @@
 // Output channels are reordered when the weights are packed (mobilevit_kernels/native/inverted_residual.py), so that
 // lane t stores 4 neighbouring channels 4t … 4t+3 of 16: whole sectors, straight from registers.
 //
-// Bytes: x (strips overlap by 2 columns of 14 or 30), y, the weights once a block. MUFU: hidden · (input pixels +
-// output pixels). Expected to bind: MUFU where C_in and C_out are small, else shared memory (B fragments 128 bytes an
-// mma, taps and biases, the window) close to issue slots.
+// Bytes: x (strips overlap by 2 columns of 16 or 32), y, the weights once a block. MUFU: hidden · (input pixels +
+// output pixels). Shared memory moves, for 16 hidden channels of a step with M m-tiles of input and N of output pixels,
+// which are 2·M·⌈C_in/16⌉ + N·C_out/8 mma:
+//
+//     B fragments 512·(⌈C_in/16⌉ + ⌈C_out/16⌉) bytes      taps and biases 3,072      shuffles 256·(3 − stride)·rows
+//     old rows, read and written, 2,048·kColumnTiles / stride
+//
+// Expected to bind: MUFU, with shared memory and issue slots close behind (docs/design.md has the counts).
 #pragma once
 
 #include "common/async_copy.cuh"
@@ -62,7 +67,6 @@ struct InvertedResidualRowsConfig {
   static constexpr int kMaxWarps = kMaxWarpsOf;        // of a block; there is one block an SM
 
   static constexpr int kChunk = 16;                      // hidden channels
-  static constexpr int kColumns = 16 * kColumnTiles;     // of a strip
   static constexpr int kLaneColumns = 2 * kColumnTiles;  // of a lane group
   static constexpr int kLaneOutputs = kLaneColumns / kStride;
   static constexpr int kStripOutputs = 8 * kLaneOutputs - 3 + kStride;  // that have all their columns

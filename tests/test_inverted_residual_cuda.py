@@ -251,6 +251,10 @@ def test_refusals() -> None:
     skip_unless_available("simt")
     with pytest.raises(mvk.BackendUnavailable, match=r"out_channels: expected a multiple of 8, got 12"):
         mvk.pack(StageCase("inverted_residual", (16, 32, 12), (1, 16, 4, 4)).build()[1], torch.float16, backend="simt")
+    with pytest.raises(mvk.BackendUnavailable, match=r"2048 → 16 → 8 channels need \d+ bytes of shared memory a block"):
+        mvk.pack(
+            StageCase("inverted_residual", (2048, 16, 8), (1, 2048, 1, 1)).build()[1], torch.float16, backend="simt"
+        )
     with pytest.raises(mvk.BackendUnavailable, match=r"float16 and bfloat16, not in float32"):
         mvk.pack(StageCase("inverted_residual", (16, 32, 16), (1, 16, 4, 4)).build()[1], torch.float32, backend="simt")
     assert native.refusal("simt", "no such stage", None, torch.float16, torch.device("cpu")) is not None
