@@ -49,13 +49,14 @@ PYBIND11_MODULE(_C, module) {
   module.attr("cuda_version") = CUDART_VERSION;
   module.def(
       "inverted_residual",
-      [](int device, std::uintptr_t stream, std::uintptr_t x, std::uintptr_t weights, std::uintptr_t bias,
-         std::uintptr_t y, int batch, int height, int width, int in_channels, int hidden_channels, int out_channels,
-         int stride, int dilation, int chunk, bool residual, bool bfloat16) {
+      [](int device, std::uintptr_t stream, std::uintptr_t x, std::uintptr_t weights, std::uintptr_t row_weights,
+         std::uintptr_t bias, std::uintptr_t y, int batch, int height, int width, int in_channels, int hidden_channels,
+         int out_channels, int stride, int dilation, int chunk, bool residual, bool bfloat16) {
         const DeviceGuard guard(device);
         mvk::InvertedResidualArguments arguments{};
         arguments.x = pointer<const void>(x);
         arguments.weights = pointer<const void>(weights);
+        arguments.row_weights = pointer<const void>(row_weights);
         arguments.bias = pointer<const float>(bias);
         arguments.y = pointer<void>(y);
         arguments.batch = batch;
@@ -71,11 +72,12 @@ PYBIND11_MODULE(_C, module) {
         arguments.bfloat16 = bfloat16;
         raise_unless_ok(mvk::inverted_residual(arguments, reinterpret_cast<mvk::Stream>(stream)));
       },
-      py::arg("device"), py::arg("stream"), py::arg("x"), py::arg("weights"), py::arg("bias"), py::arg("y"),
-      py::arg("batch"), py::arg("height"), py::arg("width"), py::arg("in_channels"), py::arg("hidden_channels"),
-      py::arg("out_channels"), py::arg("stride"), py::arg("dilation"), py::arg("chunk"), py::arg("residual"),
-      py::arg("bfloat16"));
+      py::arg("device"), py::arg("stream"), py::arg("x"), py::arg("weights"), py::arg("row_weights"), py::arg("bias"),
+      py::arg("y"), py::arg("batch"), py::arg("height"), py::arg("width"), py::arg("in_channels"),
+      py::arg("hidden_channels"), py::arg("out_channels"), py::arg("stride"), py::arg("dilation"), py::arg("chunk"),
+      py::arg("residual"), py::arg("bfloat16"));
   module.def("inverted_residual_shared_bytes", &mvk::inverted_residual_shared_bytes);
+  module.def("inverted_residual_rows_shared_bytes", &mvk::inverted_residual_rows_shared_bytes);
   module.def("golden", [](int device, std::uintptr_t stream, const std::string& name, std::uintptr_t in,
                           std::uintptr_t out, int warps) {
     const DeviceGuard guard(device);

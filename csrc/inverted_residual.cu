@@ -109,8 +109,14 @@ Status inverted_residual(const InvertedResidualArguments& a, Stream stream) {
   if (a.chunk != 32 && a.chunk != 64) {
     return fail(Status::kInvalidArgument, "inverted_residual: chunk: expected 32 or 64, got %d", a.chunk);
   }
-  const int needed = inverted_residual_shared_bytes(a.in_channels, a.out_channels, a.stride, a.chunk);
   const int limit = shared_memory_limit();
+  // The row kernel counts pixels in 32 bits.
+  const bool small = std::int64_t{a.batch} * a.height * (a.width + 3) < 2147483647;
+  if (a.row_weights != nullptr && a.dilation == 1 && small &&
+      inverted_residual_rows_shared_bytes(a.in_channels, a.hidden_channels, a.out_channels, a.stride, limit) > 0) {
+    return inverted_residual_rows(a, stream);
+  }
+  const int needed = inverted_residual_shared_bytes(a.in_channels, a.out_channels, a.stride, a.chunk);
   if (needed > limit) {
     return fail(
         Status::kUnsupported,

@@ -39,6 +39,7 @@
 #include "common/math.cuh"
 #include "common/mma.cuh"
 #include "common/warp.cuh"
+#include "inverted_residual_record.cuh"
 
 namespace mvk {
 
@@ -88,28 +89,6 @@ struct InvertedResidualConfig {
   static_assert(kHiddenPitch / 2 % 16 == 8, "four positions × 8 words cover the banks once");
   static_assert(2 * kInTilesPerWarp <= 32, "one bit for each fragment row of a warp's expand tiles");
 };
-
-// One chunk's weights: offsets in bytes, each a multiple of 16.
-struct InvertedResidualRecord {
-  int expand;       // B fragments [k-step][pair of n-tiles][lane][4 words]; a last half k-step keeps its full size
-  int depthwise;    // [16 channels][t][channels 2t.. | 2t+8..][10] pairs, the tenth unused
-  int expand_bias;  // float, halved
-  int depthwise_bias;
-  int project;  // B fragments [k-step][pair of n-tiles][lane][4 words]
-  int bytes;
-};
-
-MVK_HOST_DEVICE constexpr InvertedResidualRecord inverted_residual_record(int in_channels, int chunk,
-                                                                          int out_channels) {
-  InvertedResidualRecord record{};
-  record.expand = 0;
-  record.depthwise = record.expand + ceil_div(in_channels, 16) * (chunk / 16) * 512;
-  record.expand_bias = record.depthwise + chunk / 16 * 4 * 80;
-  record.depthwise_bias = record.expand_bias + chunk * 4;
-  record.project = record.depthwise_bias + chunk * 4;
-  record.bytes = record.project + chunk / 16 * ceil_div(out_channels, 16) * 512;
-  return record;
-}
 
 template <class T>
 struct InvertedResidualParams {

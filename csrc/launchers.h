@@ -7,10 +7,11 @@
 namespace mvk {
 
 struct InvertedResidualArguments {
-  const void* x;        // (batch, height, width, in_channels), 16-byte aligned
-  const void* weights;  // packed for `chunk`
-  const float* bias;    // (out_channels,)
-  void* y;              // (batch, ⌈height / stride⌉, ⌈width / stride⌉, out_channels), 16-byte aligned
+  const void* x;            // (batch, height, width, in_channels), 16-byte aligned
+  const void* weights;      // packed for `chunk`
+  const void* row_weights;  // packed for the row kernel, which serves where it can; null: it may not
+  const float* bias;        // (out_channels,)
+  void* y;                  // (batch, ⌈height / stride⌉, ⌈width / stride⌉, out_channels), 16-byte aligned
   int batch, height, width;
   int in_channels, hidden_channels, out_channels;
   int stride, dilation;
@@ -21,7 +22,14 @@ struct InvertedResidualArguments {
 
 Status inverted_residual(const InvertedResidualArguments& arguments, Stream stream);
 
-// Dynamic shared memory of a block, in bytes.
+// The row kernel (inverted_residual_rows.cuh); inverted_residual() calls it where it serves.
+Status inverted_residual_rows(const InvertedResidualArguments& arguments, Stream stream);
+
+// Dynamic shared memory of a block of the row kernel where a block may have `limit` bytes; 0: it does not serve this
+// shape there.
+int inverted_residual_rows_shared_bytes(int in_channels, int hidden_channels, int out_channels, int stride, int limit);
+
+// Dynamic shared memory of a block of the tile kernel, in bytes.
 int inverted_residual_shared_bytes(int in_channels, int out_channels, int stride, int chunk);
 
 }  // namespace mvk

@@ -16,7 +16,11 @@ from mobilevit_kernels import native, ops, verify
 from mobilevit_kernels.ops._dispatch import pack
 from mobilevit_kernels.verify import StageCase
 
-__all__ = ["Row", "cases", "count", "rows"]
+__all__ = ["BATCH", "Row", "cases", "count", "rows"]
+
+# The simulated GPU has one multiprocessor. Four images on it are what 500 are on a large GPU: persistent kernels have
+# enough work for their warps, and strips that run over several images show little of their last one's unused columns.
+BATCH = 4
 
 
 @dataclass(frozen=True)
@@ -29,13 +33,14 @@ class Row:
         floor_bytes: input, weights and output once.
         bytes: what the kernel touches, each byte once: what device memory sees.
         reread_bytes: input bytes read again, the halo of neighbouring tiles; from L2 as a rule.
-        weight_reread_bytes: packed weights read again, by every block; from L2.
+        weight_reread_bytes: packed weights read again, by every block or tile; from L2.
         sector_ratio: bytes of the 32-byte sectors moved over bytes that lanes ask for; below 1 where lanes share bytes.
         floor_mma, mma: matrix instructions.
         floor_mufu, mufu: special-function results.
         matrix_conflicts: bank conflicts of ldmatrix, in cycles.
         shared_conflicts: bank conflicts of all other shared-memory accesses, in cycles.
         shared_wavefronts: shared-memory cycles, all blocks together.
+        shuffles: warp-wide shuffles; each takes a shared-memory cycle too.
         barriers: block barriers, all blocks together.
         blocks: the grid's size.
         shared_bytes: dynamic shared memory of a block.
@@ -55,6 +60,7 @@ class Row:
     matrix_conflicts: int
     shared_conflicts: int
     shared_wavefronts: int
+    shuffles: int
     barriers: int
     blocks: int
     shared_bytes: int
@@ -74,6 +80,11 @@ class Row:
         """``mufu / floor_mufu``."""
         return self.mufu / self.floor_mufu
 
+    @property
+    def shared_bytes_per_mma(self) -> float:
+        """What shared memory moves for a matrix instruction: 128 bytes a cycle, shuffles included."""
+        return 128 * (self.shared_wavefronts + self.shuffles) / self.mma
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""
         return {
@@ -81,19 +92,21 @@ class Row:
             "bytes_waste": self.bytes_waste,
             "mma_waste": self.mma_waste,
             "mufu_waste": self.mufu_waste,
+            "shared_bytes_per_mma": self.shared_bytes_per_mma,
         }
 
 
-def cases(model: str, stage: str | None = None, size: int = 256) -> Iterator[tuple[str, StageCase]]:
-    """The stages of a network that have a CUDA kernel, each shape once, at batch 1.
+def cases(model: str, stage: str | None = None, size: int = 256, batch: int = BATCH) -> Iterator[tuple[str, StageCase]]:
+    """The stages of a network that have a CUDA kernel, each shape once.
 
     Args:
         model: a network's name.
         stage: only this stage; None: all.
         size: height and width of the image.
+        batch: images.
     """
     seen = set()
-    for _, path, case in verify.network_cases((model,), height=size, width=size):
+    for _, path, case in verify.network_cases((model,), batch=batch, height=size, width=size):
         if case.stage in native.STAGES and stage in (None, case.stage) and str(case) not in seen:
             seen.add(str(case))
             yield path, case
@@ -139,18 +152,21 @@ def count(path: str, case: StageCase, dtype: torch.dtype = torch.float16) -> Row
         + counted.shared_store_wavefronts
         + counted.matrix_load_wavefronts
         + counted.async_copy_wavefronts,
+        shuffles=counted.shuffles,
         barriers=counted.block_barriers,
         blocks=counted.blocks,
-        shared_bytes=library.shared_bytes(
-            case.stage, in_channels, out_channels, case.options.get("stride", 1), int(packed.tensors[2])
-        ),
+        shared_bytes=library.last_shared_bytes(),
     )
 
 
 def rows(
-    models: Iterable[str], stage: str | None = None, size: int = 256, dtype: torch.dtype = torch.float16
+    models: Iterable[str],
+    stage: str | None = None,
+    size: int = 256,
+    dtype: torch.dtype = torch.float16,
+    batch: int = BATCH,
 ) -> Iterator[Row]:
     """Counts every shape of the networks, as it gets done."""
     for model in models:
-        for path, case in cases(model, stage, size):
+        for path, case in cases(model, stage, size, batch):
             yield count(f"{model} {path}", case, dtype)

@@ -90,7 +90,7 @@ def refusal(stage: str, weights: StageWeights | None, dtype: torch.dtype, device
         return "the extension is built for {}, {} has compute capability {}.{}".format(
             extension.architectures, device, *capability
         )
-    return native.refusal("cuda", stage, weights, dtype)
+    return native.refusal("cuda", stage, weights, dtype, device)
 
 
 def stage_module(stage: str) -> ModuleType:

@@ -15,23 +15,54 @@ from mobilevit_kernels.cli import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Ratios to the floor at 256×256; the networks' own shapes reach 1.06, 1.25, 1.25.
-MAX_BYTES_WASTE, MAX_MMA_WASTE, MAX_MUFU_WASTE = 1.15, 1.3, 1.3
+# Ratios to the floor at 256×256. The networks' own shapes reach 1.01, and 1.26 on maps of 64 × 64 and more; on smaller
+# ones 1.47, as at these batches their strips of 15 columns are not full and their segments short.
+MAX_BYTES_WASTE, MAX_MMA_WASTE, MAX_MUFU_WASTE = 1.15, 1.5, 1.5
+MAX_LARGE_MAP_WASTE = 1.3  # of mma and MUFU
 # Cycles lost to bank conflicts over all shared-memory cycles; ldmatrix loses none.
 MAX_SHARED_CONFLICTS = 0.06
+# Bytes that shared memory moves for a matrix instruction, shuffles included. An SM moves 128 a cycle and issues 0.62
+# matrix instructions: what is above 206 binds before the tensor cores do. The tile kernel, which serves 80 input
+# channels and more, moves 440 to 2,200 on these shapes.
+MAX_SHARED_BYTES_PER_MMA = {
+    (16, 64, 32): 460,
+    (32, 128, 64): 385,
+    (64, 256, 64): 255,
+    (64, 256, 96): 260,
+    (96, 384, 128): 500,
+    (128, 512, 160): 460,
+    (32, 128, 48): 395,
+    (48, 192, 48): 310,
+    (48, 192, 64): 305,
+    (64, 256, 80): 260,
+    (80, 320, 96): 645,
+    (16, 32, 16): 655,
+    (16, 32, 24): 695,
+    (24, 48, 24): 480,
+    (24, 48, 48): 485,
+    (48, 96, 64): 305,
+    (64, 128, 80): 265,
+}
 
 
-@pytest.mark.parametrize("model", ["mobilevit_s", "mobilevit_xs", "mobilevit_xxs"])
-def test_inverted_residual_stays_within_its_bounds(model: str) -> None:
+@pytest.mark.parametrize(("model", "batch"), [("mobilevit_s", 4), ("mobilevit_xs", 4), ("mobilevit_xxs", 8)])
+def test_inverted_residual_stays_within_its_bounds(model: str, batch: int) -> None:
     skip_unless_available("simt")
-    rows = list(counters.rows([model], "inverted_residual"))
-    assert len(rows) == 6
-    for row in rows:
+    cases = list(counters.cases(model, "inverted_residual", batch=batch))
+    assert len(cases) == 6
+    for path, case in cases:
+        row = counters.count(path, case)
         assert 1 <= row.bytes_waste <= MAX_BYTES_WASTE, row
-        assert 1 <= row.mma_waste <= MAX_MMA_WASTE, row
-        assert 1 <= row.mufu_waste <= MAX_MUFU_WASTE, row
+        large = case.x_shape[2] >= 64
+        assert 1 <= row.mma_waste <= (MAX_LARGE_MAP_WASTE if large else MAX_MMA_WASTE), row
+        assert 1 <= row.mufu_waste <= (MAX_LARGE_MAP_WASTE if large else MAX_MUFU_WASTE), row
+        assert row.shared_bytes_per_mma <= MAX_SHARED_BYTES_PER_MMA[case.sizes], row
         assert row.matrix_conflicts == 0, row
         assert row.shared_conflicts <= MAX_SHARED_CONFLICTS * row.shared_wavefronts, row
+        if case.sizes[0] < 80:  # the row kernel: weights once a block, nothing in shared memory collides
+            assert row.blocks == 1, row
+            assert row.weight_reread_bytes == 0, row
+            assert row.shared_conflicts == 0, row
 
 
 def test_command_prints_json() -> None:
@@ -55,11 +86,12 @@ def _resources():
 
 def test_the_committed_table_has_no_local_memory_traffic_in_loops() -> None:
     table = json.loads(_resources().TABLE.read_text())
-    assert set(table) == {"sm_80", "sm_90a"}
+    assert set(table) == {"sm_80", "sm_90a", "sm_100"}
     for architecture, rows in table.items():
-        assert len(rows) == 32, "2 dtypes × 2 strides × 4 widths × 2 tiles"
+        assert len(rows) == 32 + 24, "2 dtypes × (2 strides × 4 widths × 2 tiles + the row kernel's 12 shapes)"
         for name, row in rows.items():
-            assert row["local_accesses_in_loops"] == 0, (architecture, name)
+            # sm_100 needs a register or two more than sm_90: one kernel stores one word once a row.
+            assert row["local_accesses_in_loops"] <= (1 if architecture == "sm_100" else 0), (architecture, name)
             assert row["stack_bytes"] <= 16, (architecture, name)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -60,32 +62,108 @@ def test_general_shapes(case, dtype, backend, device) -> None:
     check(case, backend, dtype, device)
 
 
-def launch(case: StageCase, chunk: int, x: torch.Tensor | None = None) -> torch.Tensor:
-    """The stage on the simulator with the records packed for ``chunk``."""
+ROWS = "rows"  # the row kernel; a number: the tile kernel with chunks of that many hidden channels
+SMALL, LARGE = inverted_residual.SMALL_CHUNK, inverted_residual.LARGE_CHUNK
+
+
+def launch(case: StageCase, kernel: int | str, x: torch.Tensor | None = None, dtype=torch.float16) -> torch.Tensor:
+    """The stage on the simulator by one of its kernels."""
     own, weights, options = case.build()
-    x = (own.half() if x is None else x).contiguous(memory_format=torch.channels_last)
-    records = inverted_residual.pack_chunks(weights, torch.float16, chunk)
-    tensors = (records, weights.project_bias, torch.tensor(chunk, dtype=torch.int32))
-    packed = Packed("inverted_residual", "simt", torch.float16, x.device, tensors, case.sizes)
+    x = (own if x is None else x).to(dtype).contiguous(memory_format=torch.channels_last)
+    if kernel == ROWS:
+        assert options["stride"] in inverted_residual.row_strides("simt", case.sizes, x.device)
+        rows, chunk = inverted_residual.pack_rows(weights, dtype), LARGE
+    else:
+        rows, chunk = torch.empty(0, dtype=dtype), kernel
+    tensors = (inverted_residual.pack_chunks(weights, dtype, chunk), weights.project_bias, rows)
+    packed = Packed("inverted_residual", "simt", dtype, x.device, tensors, case.sizes)
     return inverted_residual.run(x, packed, **{"stride": 1, "dilation": 1, "residual": False, **options})
 
 
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("chunk", [inverted_residual.SMALL_CHUNK, inverted_residual.LARGE_CHUNK])
-def test_silent_under_100_schedules(stride: int, chunk: int) -> None:
+@contextlib.contextmanager
+def multiprocessors(count: int) -> Iterator[None]:
+    simt.library().set_multiprocessors(count)
+    try:
+        yield
+    finally:
+        simt.library().set_multiprocessors()
+
+
+SILENT = [
+    *((StageCase("inverted_residual", (24, 80, 40), (1, 24, 11, 18), {"stride": s}), k)
+      for s in (1, 2) for k in (SMALL, LARGE)),
+    (StageCase("inverted_residual", (24, 48, 24), (1, 24, 7, 18), {"stride": 1, "residual": True}), ROWS),
+    (StageCase("inverted_residual", (16, 32, 24), (1, 16, 7, 18), {"stride": 2}), ROWS),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("case", "kernel"), SILENT, ids=str)
+def test_silent_under_100_schedules(case: StageCase, kernel: int | str) -> None:
     skip_unless_available("simt")
-    case = StageCase("inverted_residual", (24, 80, 40), (1, 24, 11, 18), {"stride": stride})
     library = simt.library()
-    expected = launch(case, chunk)
+    expected = launch(case, kernel)
     library.reset_counters()
-    launch(case, chunk)
+    launch(case, kernel)
     counted = library.counters()
     for seed in range(1, 100):
         library.set_seed(seed)
         library.reset_counters()
-        assert torch.equal(launch(case, chunk), expected), f"seed {seed}"
+        assert torch.equal(launch(case, kernel), expected), f"seed {seed}"
         assert library.counters() == counted
     library.set_seed(0)
+
+
+SERVED_BY_ROWS = [(sizes, s, r) for sizes, s, r in PUBLISHED if sizes[0] < 80]
+
+
+def test_the_row_kernel_serves_the_large_maps() -> None:
+    skip_unless_available("simt")
+    for sizes, stride, _ in PUBLISHED:
+        served = stride in inverted_residual.row_strides("simt", sizes, torch.device("cpu"))
+        assert served == (sizes[0] < 80), sizes
+
+
+# The row kernel serves these shapes in test_published_shapes; here the tile kernel does.
+@pytest.mark.parametrize(("sizes", "stride", "residual"), SERVED_BY_ROWS, ids=str)
+def test_tile_kernel_on_shapes_of_the_row_kernel(sizes, stride, residual) -> None:
+    skip_unless_available("simt")
+    case = StageCase("inverted_residual", sizes, (1, sizes[0], 9, 17), {"stride": stride, "residual": residual})
+    x, weights, options = case.build()
+    x = x.half()
+    truth = verify.reference("inverted_residual", x, weights, **options)
+    stock = verify.reference("inverted_residual", x, weights, dtype=torch.float16, **options)
+    y = launch(case, LARGE)
+    assert verify.judge(str(case), "simt", torch.float16, y, truth, stock, verify.MAX_STAGE_RATIO).passed
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+@pytest.mark.parametrize(
+    ("sizes", "stride", "shape"),
+    [
+        ((24, 48, 24), 1, (3, 24, 13, 9)),  # odd maps, several images a strip
+        ((24, 48, 24), 1, (2, 24, 3, 1)),
+        ((48, 80, 48), 1, (2, 48, 6, 29)),  # one m-tile; hidden channels that end within a chunk's word pairs
+        ((24, 40, 48), 2, (3, 24, 9, 11)),
+        ((16, 32, 24), 2, (2, 16, 8, 62)),
+        ((16, 32, 24), 2, (5, 16, 1, 2)),
+    ],
+    ids=str,
+)
+def test_row_kernel_by_any_cut(sizes, stride, shape, dtype) -> None:
+    """Strips, segments, blocks and neighbours in the batch change nothing, bit for bit."""
+    skip_unless_available("simt")
+    case = StageCase("inverted_residual", sizes, shape, {"stride": stride, "residual": stride == 1})
+    x, weights, options = case.build()
+    x = x.to(dtype)
+    whole = launch(case, ROWS, dtype=dtype)
+    truth = verify.reference("inverted_residual", x, weights, **options)
+    stock = verify.reference("inverted_residual", x, weights, dtype=dtype, **options)
+    assert verify.judge(str(case), "simt", dtype, whole, truth, stock, verify.MAX_STAGE_RATIO).passed
+    for count in (2, 132):
+        with multiprocessors(count):
+            assert torch.equal(launch(case, ROWS, dtype=dtype), whole), f"{count} multiprocessors"
+    assert torch.equal(launch(case, ROWS, x[1:], dtype), whole[1:])
+    assert torch.equal(launch(case, ROWS, x[:1], dtype), whole[:1])
 
 
 @pytest.mark.parametrize("limit", [101376, 166912])  # sm_86 / sm_89 / sm_120, sm_80
@@ -105,11 +183,15 @@ def test_smaller_shared_memory(limit: int) -> None:
 def test_too_little_shared_memory_is_refused_in_words() -> None:
     skip_unless_available("simt")
     library = simt.library()
-    library.set_shared_limit(49152)
     case = StageCase("inverted_residual", (128, 512, 160), (1, 128, 4, 4), {"stride": 2})
+    weights = case.build()[1]
+    packed = mvk.pack(weights, torch.float16, backend="simt")
+    library.set_shared_limit(49152)
     try:
+        with pytest.raises(mvk.BackendUnavailable, match=r"128 → 512 → 160 channels need \d+ bytes of shared memory"):
+            mvk.pack(weights, torch.float16, backend="simt")
         with pytest.raises(ValueError, match=r"128 → 512 → 160 channels at stride 2 need \d+ bytes of shared memory"):
-            verify.check_stage(case, "simt", torch.float16)
+            mvk.ops.inverted_residual(torch.zeros(1, 128, 4, 4).half(), packed, stride=2)
     finally:
         library.set_shared_limit()
 
@@ -119,26 +201,29 @@ def test_a_buffer_too_short_is_reported() -> None:
     case = StageCase("inverted_residual", (16, 32, 16), (1, 16, 8, 8))
     _, weights, _ = case.build()
     records = inverted_residual.pack_chunks(weights, torch.float16, 64)
-    tensors = (records[:-8], weights.project_bias, torch.tensor(64, dtype=torch.int32))
+    tensors = (records[..., :-1].contiguous(), weights.project_bias, torch.empty(0, dtype=torch.float16))
     packed = Packed("inverted_residual", "simt", torch.float16, torch.device("cpu"), tensors, case.sizes)
     x = torch.zeros(1, 16, 8, 8, dtype=torch.float16).contiguous(memory_format=torch.channels_last)
     with pytest.raises(SimulatorFault, match="no registered buffer holds"):
         inverted_residual.run(x, packed, stride=1, dilation=1, residual=False)
 
 
-def test_nothing_is_written_outside_of_the_output() -> None:
+@pytest.mark.parametrize(("stride", "height", "width"), [(1, 7, 9), (2, 7, 9)], ids=["tiles", "rows"])
+def test_nothing_is_written_outside_of_the_output(stride: int, height: int, width: int) -> None:
     skip_unless_available("simt")
-    case = StageCase("inverted_residual", (16, 32, 24), (3, 16, 7, 9))
+    case = StageCase("inverted_residual", (16, 32, 24), (3, 16, height, width))
     x, weights, _ = case.build()
-    packed = mvk.pack(weights, torch.float16, backend="simt")
-    margin, size = 64, 3 * 24 * 7 * 9
+    records, bias, rows = mvk.pack(weights, torch.float16, backend="simt").tensors
+    assert rows.numel() > 0, "the row kernel serves 16 → 24 channels at stride 2"
+    height, width = (height - 1) // stride + 1, (width - 1) // stride + 1
+    margin, size = 64, 3 * 24 * height * width
     around = torch.full((size + 2 * margin,), float("nan"), dtype=torch.float16)
-    output = around[margin : margin + size].reshape(3, 7, 9, 24).permute(0, 3, 1, 2)
-    records, bias, chunk = packed.tensors
+    output = around[margin : margin + size].reshape(3, height, width, 24).permute(0, 3, 1, 2)
     x = x.half().contiguous(memory_format=torch.channels_last)
     sizes = {"batch": 3, "height": 7, "width": 9, "in_channels": 16, "hidden_channels": 32, "out_channels": 24}
-    sizes |= {"stride": 1, "dilation": 1, "chunk": int(chunk), "residual": False}
-    simt.library().launch("inverted_residual", {"x": x, "weights": records, "bias": bias}, output, sizes, False)
+    sizes |= {"stride": stride, "dilation": 1, "chunk": records.shape[2], "residual": False}
+    inputs = {"x": x, "weights": records, "row_weights": rows, "bias": bias}
+    simt.library().launch("inverted_residual", inputs, output, sizes, False)
     assert output.isfinite().all()
     assert around[:margin].isnan().all()
     assert around[margin + size :].isnan().all()
@@ -166,9 +251,13 @@ def test_refusals() -> None:
     skip_unless_available("simt")
     with pytest.raises(mvk.BackendUnavailable, match=r"out_channels: expected a multiple of 8, got 12"):
         mvk.pack(StageCase("inverted_residual", (16, 32, 12), (1, 16, 4, 4)).build()[1], torch.float16, backend="simt")
+    with pytest.raises(mvk.BackendUnavailable, match=r"2048 → 16 → 8 channels need \d+ bytes of shared memory a block"):
+        mvk.pack(
+            StageCase("inverted_residual", (2048, 16, 8), (1, 2048, 1, 1)).build()[1], torch.float16, backend="simt"
+        )
     with pytest.raises(mvk.BackendUnavailable, match=r"float16 and bfloat16, not in float32"):
         mvk.pack(StageCase("inverted_residual", (16, 32, 16), (1, 16, 4, 4)).build()[1], torch.float32, backend="simt")
-    assert native.refusal("simt", "no such stage", None, torch.float16) is not None
+    assert native.refusal("simt", "no such stage", None, torch.float16, torch.device("cpu")) is not None
 
 
 def test_architectures_and_capabilities() -> None:

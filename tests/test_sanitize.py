@@ -13,6 +13,7 @@ from mobilevit_kernels.verify import StageCase
 # Odd maps of more than one tile, channels that are no multiple of a chunk.
 CASES = [
     StageCase("inverted_residual", (24, 40, 24), (2, 24, 19, 11), {"residual": True}),
+    StageCase("inverted_residual", (24, 40, 48), (3, 24, 9, 11), {"stride": 2}),
     StageCase("inverted_residual", (40, 72, 104), (1, 40, 17, 9), {"stride": 2}),
     StageCase("inverted_residual", (16, 32, 24), (1, 16, 9, 8), {"dilation": 3}),
 ]

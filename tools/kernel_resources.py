@@ -21,7 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "csrc" / "resources.json"
-ARCHITECTURES = ("80", "90a")
+ARCHITECTURES = ("80", "90a", "100")
 
 
 def find_tool(name: str) -> str | None:
@@ -44,13 +44,19 @@ def run(*command: str) -> str:
 
 
 def short_name(mangled: str) -> str:
-    """``inverted_residual float16 stride 2, 8 tiles, large`` from a mangled kernel name."""
-    config = re.search(r"InvertedResidualConfigI(6__half|13__nv_bfloat16)Li(\d+)ELi(\d+)ELb([01])E", mangled)
-    if config is None:
-        return mangled
-    dtype, stride, tiles, large = config.groups()
-    size = "large" if large == "1" else "small"
-    return f"inverted_residual {'float16' if 'half' in dtype else 'bfloat16'} stride {stride}, {tiles} tiles, {size}"
+    """A readable name from a mangled one: ``inverted_residual float16 stride 2, 8 tiles, large`` (output tiles, tile of
+    pixels), ``inverted_residual_rows float16 stride 1, 64 → 64, 3 × 16 pixels, 8 warps`` (channels, a warp's step)."""
+    dtype = "float16" if "6__half" in mangled else "bfloat16"
+    if tile := re.search(r"InvertedResidualConfigI\w+?Li(\d+)ELi(\d+)ELb([01])E", mangled):
+        stride, tiles, large = tile.groups()
+        return f"inverted_residual {dtype} stride {stride}, {tiles} tiles, {'large' if large == '1' else 'small'}"
+    if rows := re.search(r"InvertedResidualRowsConfigI\w+?" + r"Li(\d+)E" * 6, mangled):
+        stride, in_channels, out_channels, tiles, step_rows, warps = rows.groups()
+        return (
+            f"inverted_residual_rows {dtype} stride {stride}, {in_channels} → {out_channels}, "
+            f"{step_rows} × {16 * int(tiles)} pixels, {warps} warps"
+        )
+    return mangled
 
 
 def local_accesses_in_loops(sass: str) -> int:
@@ -101,9 +107,9 @@ def main() -> None:
     table = {f"sm_{architecture}": measure(architecture) for architecture in ARCHITECTURES}
     for architecture, rows in table.items():
         for name, figures in rows.items():
-            print(f"{architecture:8} {name:55} " + "  ".join(f"{key} {value}" for key, value in figures.items()))
+            print(f"{architecture:8} {name:70} " + "  ".join(f"{key} {value}" for key, value in figures.items()))
     if arguments.write:
-        TABLE.write_text(json.dumps(table, indent=1) + "\n")
+        TABLE.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n")
         print(f"wrote {TABLE}", file=sys.stderr)
 
 

@@ -33,6 +33,15 @@ inline int shared_memory_limit() {
   return error == cudaSuccess ? limit : -static_cast<int>(error);
 }
 
+// Multiprocessors of the current device; 1 where it does not tell.
+inline int multiprocessor_count() {
+  int device = 0;
+  int count = 1;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
+  return error == cudaSuccess ? count : 1;
+}
+
 // Launches kKernel(params). Works under stream capture: nothing here synchronises or allocates.
 template <auto kKernel, class Params>
 Status launch(const char* name, const LaunchShape& shape, Stream stream, const Params& params) {

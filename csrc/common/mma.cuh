@@ -37,21 +37,24 @@ struct FragmentCHalf {
 
 namespace mvk {
 
-// c += a · b with a 16×16, b 16×8.
+// c += a · b with a 16×16, b 16×8. Operands c of the instruction, before and after, are registers of their own: the
+// compiler may then start several sums from one set of biases.
 template <class T>
 MVK_DEVICE void mma_m16n8k16(FragmentC& c, const FragmentA<T>& a, const FragmentB<T>& b) {
   if constexpr (IsSame<T, Half>::value) {
     asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};\n"
-        : "+f"(c.value[0]), "+f"(c.value[1]), "+f"(c.value[2]), "+f"(c.value[3])
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+        "{%10,%11,%12,%13};\n"
+        : "=f"(c.value[0]), "=f"(c.value[1]), "=f"(c.value[2]), "=f"(c.value[3])
         : "r"(a.reg[0].bits), "r"(a.reg[1].bits), "r"(a.reg[2].bits), "r"(a.reg[3].bits), "r"(b.reg[0].bits),
-          "r"(b.reg[1].bits));
+          "r"(b.reg[1].bits), "f"(c.value[0]), "f"(c.value[1]), "f"(c.value[2]), "f"(c.value[3]));
   } else {
     asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};\n"
-        : "+f"(c.value[0]), "+f"(c.value[1]), "+f"(c.value[2]), "+f"(c.value[3])
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+        "{%10,%11,%12,%13};\n"
+        : "=f"(c.value[0]), "=f"(c.value[1]), "=f"(c.value[2]), "=f"(c.value[3])
         : "r"(a.reg[0].bits), "r"(a.reg[1].bits), "r"(a.reg[2].bits), "r"(a.reg[3].bits), "r"(b.reg[0].bits),
-          "r"(b.reg[1].bits));
+          "r"(b.reg[1].bits), "f"(c.value[0]), "f"(c.value[1]), "f"(c.value[2]), "f"(c.value[3]));
   }
 }
 
@@ -67,13 +70,15 @@ MVK_DEVICE void mma_m16n8k16(FragmentCHalf& c, const FragmentA<Half>& a, const F
 template <class T>
 MVK_DEVICE void mma_m16n8k8(FragmentC& c, const FragmentA<T>& a, const FragmentB<T>& b) {
   if constexpr (IsSame<T, Half>::value) {
-    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};\n"
-                 : "+f"(c.value[0]), "+f"(c.value[1]), "+f"(c.value[2]), "+f"(c.value[3])
-                 : "r"(a.reg[0].bits), "r"(a.reg[1].bits), "r"(b.reg[0].bits));
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%7,%8,%9,%10};\n"
+                 : "=f"(c.value[0]), "=f"(c.value[1]), "=f"(c.value[2]), "=f"(c.value[3])
+                 : "r"(a.reg[0].bits), "r"(a.reg[1].bits), "r"(b.reg[0].bits), "f"(c.value[0]), "f"(c.value[1]),
+                   "f"(c.value[2]), "f"(c.value[3]));
   } else {
-    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};\n"
-                 : "+f"(c.value[0]), "+f"(c.value[1]), "+f"(c.value[2]), "+f"(c.value[3])
-                 : "r"(a.reg[0].bits), "r"(a.reg[1].bits), "r"(b.reg[0].bits));
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%7,%8,%9,%10};\n"
+                 : "=f"(c.value[0]), "=f"(c.value[1]), "=f"(c.value[2]), "=f"(c.value[3])
+                 : "r"(a.reg[0].bits), "r"(a.reg[1].bits), "r"(b.reg[0].bits), "f"(c.value[0]), "f"(c.value[1]),
+                   "f"(c.value[2]), "f"(c.value[3]));
   }
 }
 

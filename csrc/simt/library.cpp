@@ -26,6 +26,7 @@ extern "C" {
 const char* mvk_last_error() { return last_error(); }
 void mvk_set_seed(std::uint64_t seed) { simt::options().seed = seed; }
 void mvk_set_shared_limit(int bytes) { simt::options().shared_limit = bytes; }
+void mvk_set_multiprocessors(int count) { simt::options().multiprocessors = count; }
 void mvk_clear_buffers() { simt::clear_buffers(); }
 void mvk_add_buffer(const char* name, const void* pointer, std::uint64_t bytes, int output) {
   simt::add_buffer(name, pointer, bytes, output != 0);
@@ -37,6 +38,7 @@ int mvk_counters(std::uint64_t* values, int capacity) {
   if (capacity >= kCount) std::memcpy(values, &simt::counters(), sizeof(simt::Counters));
   return kCount;
 }
+int mvk_last_shared_bytes() { return simt::last_launch().shared_bytes; }
 int mvk_buffer_count() { return static_cast<int>(simt::buffers().size()); }
 // Bytes that lanes read, distinct bytes read (whole sectors), bytes written.
 void mvk_buffer_traffic(int index, std::uint64_t* values) {
@@ -50,6 +52,10 @@ void mvk_buffer_traffic(int index, std::uint64_t* values) {
 
 int mvk_inverted_residual_shared_bytes(int in_channels, int out_channels, int stride, int chunk) {
   return inverted_residual_shared_bytes(in_channels, out_channels, stride, chunk);
+}
+int mvk_inverted_residual_rows_shared_bytes(int in_channels, int hidden_channels, int out_channels, int stride,
+                                            int limit) {
+  return inverted_residual_rows_shared_bytes(in_channels, hidden_channels, out_channels, stride, limit);
 }
 int mvk_inverted_residual(const InvertedResidualArguments* arguments) {
   return guarded([&] { return inverted_residual(*arguments, nullptr); });

@@ -126,6 +126,7 @@ int dynamic_shared_bytes();
 struct Options {
   std::uint64_t seed = 0;
   int shared_limit = 232448;  // 227 KB, what a block of sm_90 may have
+  int multiprocessors = 1;    // what persistent kernels size their grid by
 };
 Options& options();
 

@@ -27,6 +27,7 @@ __all__ = ["counters"]
     help="Only this stage [default: all that have a CUDA kernel].",
 )
 @click.option("--size", type=click.IntRange(1, 4096), default=256, show_default=True, help="Image height and width.")
+@click.option("--batch", type=click.IntRange(1, 256), default=counting.BATCH, show_default=True, help="Images.")
 @click.option(
     "--dtype",
     "dtype_name",
@@ -36,11 +37,13 @@ __all__ = ["counters"]
     help="Compute dtype.",
 )
 @_common.json_option
-def counters(models: tuple[str, ...], stage: str | None, size: int, dtype_name: str, as_json: bool) -> None:
+def counters(models: tuple[str, ...], stage: str | None, size: int, batch: int, dtype_name: str, as_json: bool) -> None:
     """Count what the CUDA kernels do, on the host simulator, beside the least that the mathematics needs.
 
-    Batch 1, each shape once. Bytes are those that device memory sees; re-reads (halos of neighbouring tiles, and the
-    weights by every block) come from the L2 cache. The counts are exact and the same on every machine.
+    Each shape once, on a GPU of one multiprocessor. Bytes are those that device memory sees; re-reads (halos of
+    neighbouring tiles or strips, and the weights by every block) come from the L2 cache. "B/mma" is what shared memory
+    moves for a matrix instruction, at 128 bytes a cycle, shuffles included. The counts are exact and the same on every
+    machine.
     """
     status = registry.backends()["simt"]
     if not status.available:
@@ -48,15 +51,15 @@ def counters(models: tuple[str, ...], stage: str | None, size: int, dtype_name: 
     plan = [
         (f"{model} {path}", case)
         for model in models or ("mobilevit_s",)
-        for path, case in counting.cases(model, stage, size)
+        for path, case in counting.cases(model, stage, size, batch)
     ]
     dtype = _common.DTYPES[dtype_name]
     rows = [counting.count(path, case, dtype) for path, case in _common.track(plan, "simulating", total=len(plan))]
     if as_json:
-        _common.print_json({"dtype": dtype_name, "size": size, "rows": [row.to_dict() for row in rows]})
+        _common.print_json({"dtype": dtype_name, "size": size, "batch": batch, "rows": [row.to_dict() for row in rows]})
         return
     _common.print_table(
-        f"counters of the CUDA kernels, {dtype_name}, {size}×{size}, batch 1; × is the ratio to the floor",
+        f"counters of the CUDA kernels, {dtype_name}, {size}×{size}, batch {batch}; × is the ratio to the floor",
         [
             "stage",
             "KB",
@@ -67,6 +70,7 @@ def counters(models: tuple[str, ...], stage: str | None, size: int, dtype_name: 
             "×",
             "MUFU",
             "×",
+            "B/mma",
             "ldmatrix conflicts",
             "other",
             "shared KB",
@@ -82,6 +86,7 @@ def counters(models: tuple[str, ...], stage: str | None, size: int, dtype_name: 
                 f"{row.mma_waste:.2f}",
                 str(row.mufu),
                 f"{row.mufu_waste:.2f}",
+                f"{row.shared_bytes_per_mma:.0f}",
                 str(row.matrix_conflicts),
                 str(row.shared_conflicts),
                 f"{row.shared_bytes / 1024:.0f}",

@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from mobilevit_kernels.canonical import InvertedResidualWeights, StageWeights
+from mobilevit_kernels.canonical import StageWeights
 
 __all__ = ["DTYPES", "STAGES", "Library", "library", "refusal", "source_folder", "stage_module"]
 
@@ -61,21 +61,17 @@ def source_folder() -> Path | None:
     return None
 
 
-def refusal(backend: str, stage: str, weights: StageWeights | None, dtype: torch.dtype) -> str | None:
-    """Why the CUDA kernels cannot serve these weights; None: they can."""
+def refusal(
+    backend: str, stage: str, weights: StageWeights | None, dtype: torch.dtype, device: torch.device
+) -> str | None:
+    """Why the CUDA kernels cannot serve these weights on this device; None: they can."""
     if stage not in STAGES:
         return f"it has no CUDA kernel in this version (CUDA kernels: {', '.join(STAGES)})"
     if dtype not in DTYPES:
         return f"the CUDA kernels compute in float16 and bfloat16, not in {str(dtype).removeprefix('torch.')}"
-    if isinstance(weights, InvertedResidualWeights):
-        hidden_channels, in_channels = weights.expand_weight.shape[:2]
-        for name, channels in (
-            ("in_channels", in_channels),
-            ("hidden_channels", hidden_channels),
-            ("out_channels", weights.project_weight.shape[0]),
-        ):
-            if channels % 8 != 0:
-                return f"{name}: expected a multiple of 8, got {channels}"
+    if weights is not None:
+        reason: str | None = stage_module(stage).refusal(backend, weights, device)
+        return reason
     return None
 
 

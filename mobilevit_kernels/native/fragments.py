@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-__all__ = ["pad_to", "to_b_fragments"]
+__all__ = ["lane_channels", "pad_to", "to_b_fragments"]
 
 
 def pad_to(x: Tensor, *sizes: int) -> Tensor:
@@ -12,6 +12,20 @@ def pad_to(x: Tensor, *sizes: int) -> Tensor:
     padded = x.new_zeros(sizes)
     padded[tuple(slice(0, size) for size in x.shape)] = x
     return padded
+
+
+def lane_channels(channels: int) -> list[int]:
+    """An order of channels in which a lane's four of 16, in a fragment's rows or columns, are neighbours in memory.
+
+    Lane t of a group of four holds places 2t, 2t+1, 2t+8 and 2t+9 of each 16; they get channels 4t … 4t+3. A last 8
+    channels keep their order: there lane t holds 2t and 2t+1.
+
+    Returns:
+        The channel at each place.
+    """
+    full = channels // 16 * 16
+    order = [place // 16 * 16 + 4 * (place % 8 // 2) + 2 * (place % 16 // 8) + place % 2 for place in range(full)]
+    return order + list(range(full, channels))
 
 
 def to_b_fragments(matrix: Tensor) -> Tensor:

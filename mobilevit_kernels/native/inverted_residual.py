@@ -1,22 +1,31 @@
-"""Inverted residual in CUDA (csrc/inverted_residual.cuh): packing and call."""
+"""Inverted residual in CUDA: packing and call of its two kernels.
+
+The row kernel (csrc/inverted_residual_rows.cuh) serves the channel counts of its table at dilation 1, where its weights
+fit into the device's shared memory; the tile kernel (csrc/inverted_residual.cuh) serves everything. Weights know
+neither stride nor dilation, so they are packed for both.
+"""
 
 from __future__ import annotations
+
+import dataclasses
 
 import torch
 from torch import Tensor
 
 from mobilevit_kernels import native
 from mobilevit_kernels.canonical import InvertedResidualWeights
-from mobilevit_kernels.native.fragments import pad_to, to_b_fragments
+from mobilevit_kernels.native.fragments import lane_channels, pad_to, to_b_fragments
 from mobilevit_kernels.ops import _dispatch
 from mobilevit_kernels.packed import Packed
 
-__all__ = ["LARGE_CHUNK", "SMALL_CHUNK", "pack", "pack_chunks", "run", "variant"]
+__all__ = ["LARGE_CHUNK", "SMALL_CHUNK", "pack", "pack_chunks", "pack_rows", "refusal", "row_strides", "run", "variant"]
 
-# Hidden channels that a block takes at a time; the tile of pixels goes with it (InvertedResidualConfig).
+# Hidden channels that a block of the tile kernel takes at a time; the tile of pixels goes with it
+# (InvertedResidualConfig).
 LARGE_CHUNK = 64
 SMALL_CHUNK = 32
-_PASS_CHANNELS = 160  # output channels a block accumulates at most
+_ROW_CHUNK = 16  # hidden channels that a warp of the row kernel takes at a time
+_PASS_CHANNELS = 160  # output channels a block of the tile kernel accumulates at most
 
 
 def _bytes(x: Tensor) -> Tensor:
@@ -24,9 +33,13 @@ def _bytes(x: Tensor) -> Tensor:
 
 
 def pack_chunks(weights: InvertedResidualWeights, dtype: torch.dtype, chunk: int) -> Tensor:
-    """The records [pass][chunk] of csrc/inverted_residual.cuh, flat, on the CPU.
+    """The records of csrc/inverted_residual_record.cuh, on the CPU.
 
-    Expand and depthwise weights and biases are halved: the kernel computes ``silu(x)`` from ``x / 2``.
+    Expand and depthwise weights and biases are halved: the kernels compute ``silu(x)`` from ``x / 2``.
+
+    Returns:
+        (pass, chunk, hidden channel of the chunk, elements a hidden channel); a record mixes its hidden channels, so
+        the last two axes only say how large it is.
     """
     hidden_channels, in_channels = weights.expand_weight.shape[:2]
     out_channels = weights.project_weight.shape[0]
@@ -34,8 +47,9 @@ def pack_chunks(weights: InvertedResidualWeights, dtype: torch.dtype, chunk: int
     hidden = chunks * chunk
     expand = pad_to(0.5 * weights.expand_weight.flatten(1).cpu().float(), hidden, in_channels)
     expand_bias = pad_to(0.5 * weights.expand_bias.cpu().float(), hidden)
-    depthwise = pad_to(0.5 * weights.depthwise_weight.flatten(1).cpu().float(), hidden, 10)
     depthwise_bias = pad_to(0.5 * weights.depthwise_bias.cpu().float(), hidden)
+    depthwise = pad_to(0.5 * weights.depthwise_weight.flatten(1).cpu().float(), hidden, 9)
+    depthwise = torch.cat([depthwise, depthwise_bias[:, None]], 1)
     project = pad_to(weights.project_weight.flatten(1).cpu().float(), out_channels, hidden)
     pass_channels = min(out_channels, _PASS_CHANNELS)
 
@@ -53,33 +67,73 @@ def pack_chunks(weights: InvertedResidualWeights, dtype: torch.dtype, chunk: int
                 _bytes(depthwise_bias[part]),
                 _bytes(to_b_fragments(rows[:, part].t()).to(dtype)),
             ]
-    return torch.cat(records).view(dtype)
+    return torch.cat(records).view(dtype).reshape(-(-out_channels // pass_channels), chunks, chunk, -1)
 
 
-def _chunk(backend: str, in_channels: int, out_channels: int, device: torch.device) -> int:
-    """The large chunk where its tile fits into the device's shared memory at both strides, else the small one."""
+def pack_rows(weights: InvertedResidualWeights, dtype: torch.dtype) -> Tensor:
+    """The records of the row kernel, on the CPU: output channels in the order in which its lanes store them."""
+    order = lane_channels(weights.project_weight.shape[0])
+    reordered = dataclasses.replace(weights, project_weight=weights.project_weight[order])
+    return pack_chunks(reordered, dtype, _ROW_CHUNK)
+
+
+def _needed(backend: str, in_channels: int, out_channels: int, chunk: int) -> int:
+    """Shared memory of a block of the tile kernel at the stride that needs more, in bytes."""
     library = native.library(backend)
-    needed = max(library.shared_bytes("inverted_residual", in_channels, out_channels, s, LARGE_CHUNK) for s in (1, 2))
-    return LARGE_CHUNK if needed <= library.shared_limit(device) else SMALL_CHUNK
+    return max(library.shared_bytes("inverted_residual", in_channels, out_channels, s, chunk) for s in (1, 2))
+
+
+def refusal(backend: str, weights: InvertedResidualWeights, device: torch.device) -> str | None:
+    """Why the kernels cannot serve these weights on this device; None: they can."""
+    hidden_channels, in_channels = weights.expand_weight.shape[:2]
+    out_channels = weights.project_weight.shape[0]
+    for name, channels in (
+        ("in_channels", in_channels),
+        ("hidden_channels", hidden_channels),
+        ("out_channels", out_channels),
+    ):
+        if channels % 8 != 0:
+            return f"{name}: expected a multiple of 8, got {channels}"
+    needed = _needed(backend, in_channels, out_channels, SMALL_CHUNK)
+    limit = native.library(backend).shared_limit(device)
+    if needed > limit:
+        return (
+            f"{in_channels} → {hidden_channels} → {out_channels} channels need {needed} bytes of shared memory a "
+            f"block, this device has {limit}"
+        )
+    return None
+
+
+def row_strides(backend: str, sizes: tuple[int, ...], device: torch.device) -> list[int]:
+    """The strides at which the row kernel serves (in, hidden, out) channels on this device."""
+    library = native.library(backend)
+    limit = library.shared_limit(device)
+    return [s for s in (1, 2) if library.shared_bytes("inverted_residual_rows", *sizes, s, limit) > 0]
 
 
 def pack(
     weights: InvertedResidualWeights, dtype: torch.dtype, device: torch.device, backend: str | None = None
 ) -> tuple[Tensor, ...]:
-    """The records, the projection's bias in float32, and the chunk they are packed for (an int32 on the CPU)."""
+    """The tile kernel's records, the projection's bias in float32, the row kernel's records (empty: not served).
+
+    The tile kernel takes its large chunk where that fits into the device's shared memory at both strides.
+    """
     if backend is None:
         backend = "cuda" if device.type == "cuda" else "simt"
-    chunk = _chunk(backend, weights.expand_weight.shape[1], weights.project_weight.shape[0], device)
-    return (
-        pack_chunks(weights, dtype, chunk).to(device),
-        weights.project_bias.float().to(device),
-        torch.tensor(chunk, dtype=torch.int32),
-    )
+    hidden_channels, in_channels = weights.expand_weight.shape[:2]
+    out_channels = weights.project_weight.shape[0]
+    limit = native.library(backend).shared_limit(device)
+    chunk = LARGE_CHUNK if _needed(backend, in_channels, out_channels, LARGE_CHUNK) <= limit else SMALL_CHUNK
+    rows = torch.empty(0, dtype=dtype)
+    if row_strides(backend, (in_channels, hidden_channels, out_channels), device):
+        rows = pack_rows(weights, dtype)
+    records = pack_chunks(weights, dtype, chunk)
+    return records.to(device), weights.project_bias.float().to(device), rows.to(device)
 
 
 def run(x: Tensor, packed: Packed, *, stride: int, dilation: int, residual: bool) -> Tensor:
     """Launches the kernel; see :func:`mobilevit_kernels.ops.inverted_residual`."""
-    records, bias, chunk = packed.tensors
+    records, bias, row_records = packed.tensors
     in_channels, hidden_channels, out_channels = packed.sizes
     if x.data_ptr() % 16 != 0:  # a slice of a larger tensor: the kernel copies 16 bytes at a time
         x = x.clone(memory_format=torch.channels_last)
@@ -87,7 +141,7 @@ def run(x: Tensor, packed: Packed, *, stride: int, dilation: int, residual: bool
     y = _dispatch.empty_nhwc(x, out_channels, (height - 1) // stride + 1, (width - 1) // stride + 1, x.dtype)
     native.library(packed.backend).launch(
         "inverted_residual",
-        {"x": x, "weights": records, "bias": bias},
+        {"x": x, "weights": records, "row_weights": row_records, "bias": bias},
         y,
         {
             "batch": batch,
@@ -98,7 +152,7 @@ def run(x: Tensor, packed: Packed, *, stride: int, dilation: int, residual: bool
             "out_channels": out_channels,
             "stride": stride,
             "dilation": dilation,
-            "chunk": int(chunk),
+            "chunk": records.shape[2],
             "residual": residual,
         },
         x.dtype == torch.bfloat16,
@@ -107,6 +161,10 @@ def run(x: Tensor, packed: Packed, *, stride: int, dilation: int, residual: bool
 
 
 def variant(packed: Packed) -> str:
-    """Full fusion; the tile depends on the channels alone."""
-    chunk = int(packed.tensors[2])
-    return f"fused, {'large' if chunk == LARGE_CHUNK else 'small'} tile, {chunk} hidden channels a step"
+    """Which kernel serves; it depends on channels, stride and dilation, never on the batch."""
+    chunk = packed.tensors[0].shape[2]
+    tiles = f"{'large' if chunk == LARGE_CHUNK else 'small'} tiles, {chunk} hidden channels a step"
+    strides = row_strides(packed.backend, packed.sizes, packed.device) if packed.tensors[2].numel() else []
+    if not strides:
+        return f"fused, {tiles}"
+    return f"fused, sliding rows at stride {' and '.join(map(str, strides))} without dilation; else {tiles}"

@@ -61,6 +61,7 @@ class _InvertedResidualArguments(ctypes.Structure):
     _fields_ = (
         ("x", ctypes.c_void_p),
         ("weights", ctypes.c_void_p),
+        ("row_weights", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
         ("y", ctypes.c_void_p),
         ("batch", ctypes.c_int),
@@ -138,6 +139,11 @@ class SimtLibrary:
         needed: int = getattr(self._library, f"mvk_{stage}_shared_bytes")(*sizes)
         return needed
 
+    def last_shared_bytes(self) -> int:
+        """Dynamic shared memory of a block of the last launch, in bytes."""
+        used: int = self._library.mvk_last_shared_bytes()
+        return used
+
     def shared_limit(self, device: torch.device) -> int:
         """Shared memory that a simulated block may have, in bytes: that of sm_90 unless set otherwise."""
         return self._shared_limit
@@ -146,6 +152,10 @@ class SimtLibrary:
         """Simulates a GPU whose blocks have ``limit`` bytes of shared memory."""
         self._shared_limit = limit
         self._library.mvk_set_shared_limit(limit)
+
+    def set_multiprocessors(self, count: int = 1) -> None:
+        """Simulates a GPU with ``count`` multiprocessors, which persistent kernels size their grid by."""
+        self._library.mvk_set_multiprocessors(count)
 
     def set_seed(self, seed: int) -> None:
         """Chooses the interleaving of warps and lanes of the launches to come."""

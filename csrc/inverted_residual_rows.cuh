@@ -1,0 +1,475 @@
+// Inverted residual, second kernel: warps slide down the image and keep the hidden tensor in registers.
+//
+//   x (B, H, W, C_in) NHWC → y (B, OH, OW, C_out) NHWC, dilation 1; the formula is that of inverted_residual.cuh
+//
+// A block is persistent: it copies all packed weights to shared memory once, and that is its only barrier. From then on
+// every warp works alone. A warp owns a strip of 16·kColumnTiles columns and takes kStepRows input rows a step,
+// downwards. Within a step it walks over the hidden channels, 16 at a time:
+//
+//     expand     tensor cores: x (A fragments in registers, loaded once a step) × weights (shared) → SiLU → registers
+//     depthwise  on those rows and the one or two above, which wait in shared memory where this lane left them
+//     project    tensor cores: what the depthwise step computes is the A fragment; sums stay in registers for the step
+//
+// so that shared memory moves weights and the window's old rows, and no hidden value crosses from warp to warp.
+//
+// Which lane owns which pixel: the rows of an m16 tile are pixels, and which pixel is which row is free to choose. Lane
+// group g = lane / 4 holds rows g and g + 8 of each tile. They are made neighbours, here with kColumnTiles = 2:
+//
+//     column of the strip     0    1    2    3  |  4    5    6    7  | …  28   29   30   31
+//     m-tile, fragment row   0,0  0,8  1,0  1,8 | 0,1  0,9  1,1  1,9 | … 0,7  0,15 1,7  1,15
+//     lane group                    g = 0       |        g = 1       | …        g = 7
+//
+// and lane t = lane % 4 of a group holds channels 2t, 2t+1, 2t+8, 2t+9 of 16 of them all. The depthwise step needs one
+// or two columns of the next group: a shuffle each a row and channel pair. Output k of a strip takes its columns
+// stride·k … stride·k + 2, all to the right; the last lane group lacks neighbours, so that of 16·kColumnTiles columns
+// two (stride 1) or one output (stride 2) are lost to the overlap of strips.
+//
+// Strips run over all images of a batch side by side, a zero column before each: a map of 64 columns need not be a
+// multiple of the strip's width. Input column c of image b is virtual column b·stride·(OW + 1) + c + 1, output column c
+// is b·(OW + 1) + c.
+//
+// To fill a GPU, strips are cut into segments of output rows; each begins with a step that only fills the window. What
+// an output pixel is computed from, and in which order, depends neither on strip nor segment: results are bitwise the
+// same at every batch size.
+//
+// Output channels are reordered when the weights are packed (mobilevit_kernels/native/inverted_residual.py), so that
+// lane t stores 4 neighbouring channels 4t … 4t+3 of 16: whole sectors, straight from registers.
+//
+// Bytes: x (strips overlap by 2 columns of 16 or 32), y, the weights once a block. MUFU: hidden · (input pixels +
+// output pixels). Shared memory moves, for 16 hidden channels of a step with M m-tiles of input and N of output pixels,
+// which are 2·M·⌈C_in/16⌉ + N·C_out/8 mma:
+//
+//     B fragments 512·(⌈C_in/16⌉ + ⌈C_out/16⌉) bytes      taps and biases 3,072      shuffles 256·(3 − stride)·rows
+//     old rows, read and written, 2,048·kColumnTiles / stride
+//
+// Expected to bind: MUFU, with shared memory and issue slots close behind (docs/design.md has the counts).
+#pragma once
+
+#include "common/async_copy.cuh"
+#include "common/launch.cuh"
+#include "common/math.cuh"
+#include "common/mma.cuh"
+#include "common/warp.cuh"
+#include "inverted_residual_record.cuh"
+
+namespace mvk {
+
+// Sizes that the kernel and its launcher share; everything in them is known before the launch.
+template <class T, int kStrideOf, int kInChannelsOf, int kOutChannelsOf, int kColumnTilesOf, int kStepRowsOf,
+          int kMaxWarpsOf>
+struct InvertedResidualRowsConfig {
+  using Type = T;
+  static constexpr int kStride = kStrideOf;
+  static constexpr int kInChannels = kInChannelsOf;
+  static constexpr int kOutChannels = kOutChannelsOf;
+  static constexpr int kColumnTiles = kColumnTilesOf;  // m16 tiles side by side in a strip
+  static constexpr int kStepRows = kStepRowsOf;        // input rows of a step
+  static constexpr int kMaxWarps = kMaxWarpsOf;        // of a block; there is one block an SM
+
+  static constexpr int kChunk = 16;                      // hidden channels
+  static constexpr int kLaneColumns = 2 * kColumnTiles;  // of a lane group
+  static constexpr int kLaneOutputs = kLaneColumns / kStride;
+  static constexpr int kStripOutputs = 8 * kLaneOutputs - 3 + kStride;  // that have all their columns
+  static constexpr int kOutRows = kStepRows / kStride;                  // of a step
+  static constexpr int kTilesAcross = kLaneOutputs / 2;                 // m16 tiles of output pixels in a row
+  static constexpr int kOutTiles = kOutRows * kTilesAcross;
+  static constexpr int kOldRows = 3 - kStride;  // of the window, from the step before
+  static constexpr int kWindowRows = kOldRows + kStepRows;
+  static constexpr int kWindowColumns = kLaneColumns + 3 - kStride;
+  static constexpr int kFullSteps = kInChannels / 16;  // k-steps of the expand product
+  static constexpr bool kHalfStep = kInChannels % 16 != 0;
+  static constexpr int kSteps = kFullSteps + kHalfStep;
+  static constexpr int kOutColumnTiles = kOutChannels / 8;  // n8 tiles of the project product
+  static constexpr int kOutPairs = ceil_div(kOutChannels, 16);
+  static constexpr InvertedResidualRecord kRecord = inverted_residual_record(kInChannels, kChunk, kOutChannels);
+  static constexpr int kWindowVectors = kOldRows * kLaneColumns / 4;  // 16-byte vectors a lane for 8 hidden channels
+  static constexpr int kWindowBytes = 2 * kWindowVectors * 512;       // of a warp for a chunk
+
+  static_assert(kStepRows >= 2 && kStepRows % kStride == 0, "a step makes whole output rows and leaves its old rows");
+  static_assert(kStride == 1 || kColumnTiles % 2 == 0, "at stride 2 two m-tiles of input columns give one of outputs");
+  static_assert(kInChannels % 8 == 0 && kOutChannels % 8 == 0, "channels come in groups of 8");
+  static_assert(kWindowVectors * 4 == kOldRows * kLaneColumns, "the window moves in vectors of 16 bytes");
+};
+
+template <class T>
+struct InvertedResidualRowsParams {
+  Global<const T> x;
+  Global<const T> weights;   // [chunk] records
+  Global<const float> bias;  // (C_out,), of the project
+  Global<T> y;
+  int batch, height, width;  // of x
+  int out_height, out_width;
+  int chunks;
+  int strips;
+  int segment_rows;  // output rows of a segment, a multiple of a step's
+  int items;         // strips · segments
+  int blocks, block_warps;
+  bool residual;
+};
+
+template <class Config>
+__global__ void __launch_bounds__(32 * Config::kMaxWarps, 1)
+    inverted_residual_rows_kernel(const InvertedResidualRowsParams<typename Config::Type> params) {
+  using T = typename Config::Type;
+  constexpr int kStride = Config::kStride;
+  constexpr int kLaneColumns = Config::kLaneColumns;
+  constexpr int kLaneOutputs = Config::kLaneOutputs;
+  constexpr int kStepRows = Config::kStepRows;
+  constexpr InvertedResidualRecord kRecord = Config::kRecord;
+
+  const int warp = warp_index();
+  const int lane = lane_index();
+  const int g = lane / 4;
+  const int t = lane % 4;
+
+  constexpr int kRecordCount = kRecord.bytes / 2;  // elements
+  const int weight_count = params.chunks * kRecordCount;
+  const Shared<T> weights = shared_region<T>("weights", 0, weight_count);
+  const Shared<T> old_rows =
+      shared_region<T>("old rows", weight_count * 2 + warp * params.chunks * Config::kWindowBytes,
+                       params.chunks * (Config::kWindowBytes / 2));
+  for (int i = thread_index() * 8; i < weight_count; i += params.block_warps * 32 * 8) {
+    copy_async_16(weights, i, params.weights, i);
+  }
+  copy_async_commit();
+  copy_async_wait<0>();
+  sync_block();
+
+  // What this lane holds of its strip, fixed while it slides: the pixel index of (image, row 0, column), −1 outside.
+  int in_pixel[kLaneColumns];
+  int out_pixel[kLaneOutputs];
+  const auto take_strip = [&](int strip) {
+    const int image_columns = params.out_width + 1;
+#pragma unroll
+    for (int j = 0; j < kLaneColumns; ++j) {
+      const int column = kStride * strip * Config::kStripOutputs + g * kLaneColumns + j;
+      const int image = column / (kStride * image_columns);
+      const int in_image = column - image * kStride * image_columns - 1;
+      const bool inside = image < params.batch && in_image >= 0 && in_image < params.width;
+      in_pixel[j] = inside ? image * params.height * params.width + in_image : -1;
+    }
+#pragma unroll
+    for (int j = 0; j < kLaneOutputs; ++j) {
+      const int in_strip = g * kLaneOutputs + j;
+      const int column = strip * Config::kStripOutputs + in_strip;
+      const int image = column / image_columns;
+      const int in_image = column - image * image_columns;
+      const bool inside = in_strip < Config::kStripOutputs && image < params.batch && in_image < params.out_width;
+      out_pixel[j] = inside ? image * params.out_height * params.out_width + in_image : -1;
+    }
+  };
+
+  // x of a step's rows as A fragments [row][m-tile][k-step]; the half step of 8 channels fills two registers.
+  // Loads of 4 bytes: those of 8 would leave two registers of different fragment halves side by side, and the compiler
+  // then moves all of them into place in every chunk.
+  FragmentA<T> x[kStepRows][Config::kColumnTiles][Config::kSteps];
+  const auto load_x = [&](int first_row) {
+#pragma unroll
+    for (int i = 0; i < kStepRows; ++i) {
+      const int row = first_row + i;
+#pragma unroll
+      for (int j = 0; j < kLaneColumns; ++j) {
+        const bool inside = in_pixel[j] >= 0 && row >= 0 && row < params.height;
+        const std::int64_t offset = static_cast<std::int64_t>(in_pixel[j] + row * params.width) * Config::kInChannels;
+#pragma unroll
+        for (int eighth = 0; eighth < Config::kInChannels / 8; ++eighth) {
+          Pair<T> channels{0};
+          if (inside) channels = params.x.template load<Pair<T>>(offset + eighth * 8 + 2 * t);
+          x[i][j / 2][eighth / 2].reg[2 * (eighth % 2) + j % 2] = channels;
+        }
+      }
+    }
+  };
+
+  // Hidden values [row][8 channels][column] of a chunk; zero outside of the map, and not silu(bias).
+  Pair<T> hidden[kStepRows][2][kLaneColumns];
+  const auto expand = [&](int record, int first_row, int skipped) {  // without the step's first `skipped` rows
+    FragmentC sums[kStepRows][Config::kColumnTiles][2];
+    FragmentC bias[2];
+#pragma unroll
+    for (int q = 0; q < 2; ++q) {
+      const Floats2 pair = weights.template load<Floats2>(record + kRecord.expand_bias / 2 + (q * 8 + 2 * t) * 2);
+      bias[q] = FragmentC{{pair.value[0], pair.value[1], pair.value[0], pair.value[1]}};
+    }
+#pragma unroll
+    for (int step = 0; step < Config::kSteps; ++step) {
+      const Words4 words = weights.template load<Words4>(record + kRecord.expand / 2 + (step * 32 + lane) * 8);
+#pragma unroll
+      for (int q = 0; q < 2; ++q) {
+        const FragmentB<T> b{{{words.word[2 * q]}, {words.word[2 * q + 1]}}};
+#pragma unroll
+        for (int i = 0; i < kStepRows; ++i) {
+          if (i < skipped) continue;
+#pragma unroll
+          for (int m = 0; m < Config::kColumnTiles; ++m) {
+            if (step == 0) sums[i][m][q] = bias[q];
+            if (step < Config::kFullSteps) {
+              mma_m16n8k16(sums[i][m][q], x[i][m][step], b);
+            } else {
+              mma_m16n8k8(sums[i][m][q], x[i][m][step], b);
+            }
+          }
+        }
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kStepRows; ++i) {
+      if (i < skipped) continue;
+      const bool row_inside = first_row + i >= 0 && first_row + i < params.height;
+#pragma unroll
+      for (int j = 0; j < kLaneColumns; ++j) {
+        const std::uint32_t inside = row_inside && in_pixel[j] >= 0 ? 0xffffffffu : 0u;
+#pragma unroll
+        for (int q = 0; q < 2; ++q) {
+          const FragmentC& sum = sums[i][j / 2][q];
+          const Pair<T> value =
+              make_pair<T>(silu_of_half(sum.value[2 * (j % 2)]), silu_of_half(sum.value[2 * (j % 2) + 1]));
+          hidden[i][q][j].bits = value.bits & inside;
+        }
+      }
+    }
+  };
+
+  const auto clear_hidden = [&] {
+#pragma unroll
+    for (int i = 0; i < kStepRows; ++i) {
+#pragma unroll
+      for (int q = 0; q < 2; ++q) {
+#pragma unroll
+        for (int j = 0; j < kLaneColumns; ++j) hidden[i][q][j].bits = 0;
+      }
+    }
+  };
+
+  // The window of 8 hidden channels: rows of the step before (not in a segment's first step), then this step's, then
+  // the columns of the next lane group. Leaves the rows that the next step needs.
+  Pair<T> window[Config::kWindowRows][Config::kWindowColumns];
+  const auto vector_of = [&](int chunk, int q, int v) {
+    return (((chunk * 2 + q) * Config::kWindowVectors + v) * 32 + lane) * 8;
+  };
+  const auto fill_window = [&](int chunk, int q) {
+#pragma unroll
+    for (int v = 0; v < Config::kWindowVectors; ++v) {
+      const Words4 words = old_rows.template load<Words4>(vector_of(chunk, q, v));
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        window[(4 * v + i) / kLaneColumns][(4 * v + i) % kLaneColumns] = Pair<T>{words.word[i]};
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kStepRows; ++i) {
+#pragma unroll
+      for (int j = 0; j < kLaneColumns; ++j) window[Config::kOldRows + i][j] = hidden[i][q][j];
+    }
+#pragma unroll
+    for (int i = 0; i < Config::kWindowRows; ++i) {
+#pragma unroll
+      for (int j = kLaneColumns; j < Config::kWindowColumns; ++j) {
+        window[i][j] = shuffle_down(window[i][j - kLaneColumns], 4);
+      }
+    }
+  };
+  const auto keep_rows = [&](int chunk, int q) {
+#pragma unroll
+    for (int v = 0; v < Config::kWindowVectors; ++v) {
+      Words4 words;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int row = kStepRows - Config::kOldRows + (4 * v + i) / kLaneColumns;
+        words.word[i] = hidden[row][q][(4 * v + i) % kLaneColumns].bits;
+      }
+      old_rows.store(vector_of(chunk, q, v), words);
+    }
+  };
+
+  // Nine taps and the bias of the channels 2t, 2t+1, then of 2t+8, 2t+9.
+  const auto load_taps = [&](int record, Pair<T>(&taps)[20]) {
+#pragma unroll
+    for (int i = 0; i < 5; ++i) {
+      const Words4 words = weights.template load<Words4>(record + kRecord.depthwise / 2 + (t * 5 + i) * 8);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) taps[4 * i + j] = Pair<T>{words.word[j]};
+    }
+  };
+
+  // Half of the project step's A fragments (8 hidden channels): the depthwise sums of this lane's outputs after SiLU.
+  FragmentA<T> a[Config::kOutTiles];
+  // Lane (g, t) holds a B fragment's elements (2t, g) and (2t + 1, g): which of them lie on a diagonal matrix.
+  const std::uint32_t diagonal = g == 2 * t ? 0x0000ffffu : g == 2 * t + 1 ? 0xffff0000u : 0u;
+  const auto depthwise = [&](int q, const Pair<T>* taps) {
+#pragma unroll
+    for (int tile = 0; tile < Config::kOutTiles; ++tile) {
+      const int first_row = kStride * (tile / Config::kTilesAcross);
+      const int first_column = kStride * 2 * (tile % Config::kTilesAcross);
+      if constexpr (IsSame<T, Half>::value) {
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          Pair<T> sum = taps[9];
+#pragma unroll
+          for (int tap = 0; tap < 9; ++tap) {
+            sum = fma(window[first_row + tap / 3][first_column + kStride * j + tap % 3], taps[tap], sum);
+          }
+          a[tile].reg[2 * q + j] = silu_of_half(sum);
+        }
+      } else {
+        // bf16 needs float sums, and unpacking pairs costs more than the tensor cores' idle slots: two taps a product
+        // with a diagonal matrix each, one above the other; the tenth tap is 1 · bias.
+        // At stride 1 the taps 0 and 2 of a row take four columns in a row, one fragment for all output rows.
+        constexpr int kTapOrder[10] = {0, 2, 3, 5, 6, 8, 1, 4, 7, 9};
+        FragmentC sum{{0.0f, 0.0f, 0.0f, 0.0f}};
+#pragma unroll
+        for (int two = 0; two < 5; ++two) {
+          FragmentA<T> shifted;
+          FragmentB<T> b;
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            const int tap = kTapOrder[2 * two + i];
+            b.reg[i].bits = taps[tap].bits & diagonal;
+#pragma unroll
+            for (int j = 0; j < 2; ++j) {
+              shifted.reg[2 * i + j] = tap < 9 ? window[first_row + tap / 3][first_column + kStride * j + tap % 3]
+                                               : make_pair<T>(1.0f, 1.0f);
+            }
+          }
+          mma_m16n8k16(sum, shifted, b);
+        }
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          a[tile].reg[2 * q + j] = make_pair<T>(silu_of_half(sum.value[2 * j]), silu_of_half(sum.value[2 * j + 1]));
+        }
+      }
+    }
+  };
+
+  FragmentC sums[Config::kOutTiles][Config::kOutColumnTiles];
+  const auto project = [&](int record) {
+#pragma unroll
+    for (int pair = 0; pair < Config::kOutPairs; ++pair) {
+      const Words4 words = weights.template load<Words4>(record + kRecord.project / 2 + (pair * 32 + lane) * 8);
+#pragma unroll
+      for (int tile = 0; tile < Config::kOutTiles; ++tile) {
+#pragma unroll
+        for (int n = 0; n < 2; ++n) {
+          if (2 * pair + n < Config::kOutColumnTiles) {
+            const FragmentB<T> b{{{words.word[2 * n]}, {words.word[2 * n + 1]}}};
+            mma_m16n8k16(sums[tile][2 * pair + n], a[tile], b);
+          }
+        }
+      }
+    }
+  };
+
+  // Calls visit(tile, j, offset) for each output pixel of this lane that is to be written: fragment row g + 8j of the
+  // tile, at `offset` in y.
+  const auto for_each_output = [&](int first_row, int end_row, const auto& visit) {
+#pragma unroll
+    for (int tile = 0; tile < Config::kOutTiles; ++tile) {
+      const int row = first_row + tile / Config::kTilesAcross;
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        const int pixel = out_pixel[2 * (tile % Config::kTilesAcross) + j];
+        if (pixel >= 0 && row < end_row) {
+          visit(tile, j, static_cast<std::int64_t>(pixel + row * params.out_width) * Config::kOutChannels);
+        }
+      }
+    }
+  };
+  // Lane t's channels of n-tiles 2·pair and 2·pair + 1 are 16·pair + 4t … 4t + 3; those of a last single tile are
+  // 16·pair + 2t and the next.
+  constexpr int kFullPairs = Config::kOutChannels / 16;
+  constexpr bool kHalfPair = Config::kOutChannels % 16 != 0;
+  const auto start_sums = [&] {
+#pragma unroll
+    for (int pair = 0; pair < Config::kOutPairs; ++pair) {
+      Floats4 bias{};
+      if (pair < kFullPairs) {
+        bias = params.bias.template load<Floats4>(pair * 16 + 4 * t);
+      } else {
+        const Floats2 two = params.bias.template load<Floats2>(pair * 16 + 2 * t);
+        bias.value[0] = two.value[0];
+        bias.value[1] = two.value[1];
+      }
+#pragma unroll
+      for (int tile = 0; tile < Config::kOutTiles; ++tile) {
+#pragma unroll
+        for (int n = 0; n < 2 && 2 * pair + n < Config::kOutColumnTiles; ++n) {
+          const float first = bias.value[2 * n];
+          const float second = bias.value[2 * n + 1];
+          sums[tile][2 * pair + n] = FragmentC{{first, second, first, second}};
+        }
+      }
+    }
+  };
+  const auto add_pair = [&](FragmentC& sum, int j, std::uint32_t bits) {
+    sum.value[2 * j] += low(Pair<T>{bits});
+    sum.value[2 * j + 1] += high(Pair<T>{bits});
+  };
+  const auto add_residual = [&](int tile, int j, std::int64_t offset) {
+#pragma unroll
+    for (int pair = 0; pair < kFullPairs; ++pair) {
+      const Words2 channels = params.x.template load<Words2>(offset + pair * 16 + 4 * t);
+      add_pair(sums[tile][2 * pair], j, channels.word[0]);
+      add_pair(sums[tile][2 * pair + 1], j, channels.word[1]);
+    }
+    if constexpr (kHalfPair) {
+      add_pair(sums[tile][2 * kFullPairs], j, params.x.template load<Pair<T>>(offset + kFullPairs * 16 + 2 * t).bits);
+    }
+  };
+  const auto store_output = [&](int tile, int j, std::int64_t offset) {
+    const auto rounded = [&](int n) {
+      return make_pair<T>(sums[tile][n].value[2 * j], sums[tile][n].value[2 * j + 1]);
+    };
+#pragma unroll
+    for (int pair = 0; pair < kFullPairs; ++pair) {
+      const Words2 channels{{rounded(2 * pair).bits, rounded(2 * pair + 1).bits}};
+      params.y.store(offset + pair * 16 + 4 * t, channels);
+    }
+    if constexpr (kHalfPair) params.y.store(offset + kFullPairs * 16 + 2 * t, rounded(2 * kFullPairs));
+  };
+
+  for (int item = warp * params.blocks + block_index_x(); item < params.items;
+       item += params.block_warps * params.blocks) {
+    const int segment = item / params.strips;
+    take_strip(item - segment * params.strips);
+    const int begin_row = segment * params.segment_rows;
+    const int end_row =
+        begin_row + params.segment_rows < params.out_height ? begin_row + params.segment_rows : params.out_height;
+    // The first step only fills the window, with its last rows; a loop of its own rather than a branch in the inner
+    // one.
+    int in_row = kStride * begin_row + Config::kOldRows - 1 - kStepRows;
+    load_x(in_row);
+    for (int chunk = 0; chunk < params.chunks; ++chunk) {
+      if (in_row + kStepRows > 0) {
+        expand(chunk * kRecordCount, in_row, kStepRows - Config::kOldRows);
+      } else {
+        clear_hidden();  // at stride 2 this row lies above the image
+      }
+      keep_rows(chunk, 0);
+      keep_rows(chunk, 1);
+    }
+    for (int row = begin_row; row < end_row; row += Config::kOutRows) {
+      in_row += kStepRows;
+      load_x(in_row);
+      start_sums();
+      if constexpr (kStride == 1 && Config::kInChannels == Config::kOutChannels) {
+        if (params.residual) for_each_output(row, end_row, add_residual);
+      }
+      for (int chunk = 0; chunk < params.chunks; ++chunk) {
+        const int record = chunk * kRecordCount;
+        expand(record, in_row, 0);
+        Pair<T> taps[20];
+        load_taps(record, taps);
+#pragma unroll
+        for (int q = 0; q < 2; ++q) {
+          fill_window(chunk, q);
+          keep_rows(chunk, q);
+          depthwise(q, taps + 10 * q);
+        }
+        project(record);
+      }
+      for_each_output(row, end_row, store_output);
+    }
+  }
+}
+
+}  // namespace mvk
