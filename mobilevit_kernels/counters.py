@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from mobilevit_kernels import native, ops, verify
+from mobilevit_kernels.bench.work import stage_work
 from mobilevit_kernels.ops._dispatch import pack
 from mobilevit_kernels.verify import StageCase
 
@@ -116,10 +117,19 @@ def count(path: str, case: StageCase, dtype: torch.dtype = torch.float16) -> Row
     y = getattr(ops, case.stage)(x.to(dtype), packed, **options)
     counted, traffic = library.counters(), library.traffic
 
-    in_channels, hidden_channels, out_channels = packed.sizes
-    in_pixels, out_pixels = (t.shape[0] * t.shape[2] * t.shape[3] for t in (x, y))
-    weight_count = hidden_channels * (in_channels + 9 + out_channels + 2) + out_channels
-    products = hidden_channels * (in_pixels * in_channels + out_pixels * out_channels)
+    if case.stage == "transformer":
+        work = stage_work(case)
+        weight_count, products, special = work.weights, work.flops // 2, work.special
+        heads = case.options["num_heads"]
+        shared_bytes = native.transformer_shared_bytes(library, packed.sizes[1], heads)
+    else:
+        in_channels, hidden_channels, out_channels = packed.sizes
+        in_pixels, out_pixels = (t.shape[0] * t.shape[2] * t.shape[3] for t in (x, y))
+        weight_count = hidden_channels * (in_channels + 9 + out_channels + 2) + out_channels
+        products = hidden_channels * (in_pixels * in_channels + out_pixels * out_channels)
+        special = hidden_channels * (in_pixels + out_pixels)
+        stride = case.options.get("stride", 1)
+        shared_bytes = library.shared_bytes(case.stage, in_channels, out_channels, stride, int(packed.tensors[2]))
     moved = counted.global_read_bytes + counted.global_write_bytes
     return Row(
         path=path,
@@ -131,7 +141,7 @@ def count(path: str, case: StageCase, dtype: torch.dtype = torch.float16) -> Row
         sector_ratio=32 * (counted.global_read_sectors + counted.global_write_sectors) / moved,
         floor_mma=products / (16 * 8 * 16),
         mma=counted.mma_m16n8k16 + counted.mma_m16n8k8 / 2,
-        floor_mufu=hidden_channels * (in_pixels + out_pixels),
+        floor_mufu=special,
         mufu=counted.mufu,
         matrix_conflicts=counted.matrix_load_conflicts,
         shared_conflicts=counted.shared_load_conflicts + counted.shared_store_conflicts + counted.async_copy_conflicts,
@@ -141,9 +151,7 @@ def count(path: str, case: StageCase, dtype: torch.dtype = torch.float16) -> Row
         + counted.async_copy_wavefronts,
         barriers=counted.block_barriers,
         blocks=counted.blocks,
-        shared_bytes=library.shared_bytes(
-            case.stage, in_channels, out_channels, case.options.get("stride", 1), int(packed.tensors[2])
-        ),
+        shared_bytes=shared_bytes,
     )
 
 

@@ -90,7 +90,7 @@ def refusal(stage: str, weights: StageWeights | None, dtype: torch.dtype, device
         return "the extension is built for {}, {} has compute capability {}.{}".format(
             extension.architectures, device, *capability
         )
-    return native.refusal("cuda", stage, weights, dtype)
+    return native.refusal("cuda", stage, weights, dtype, device)
 
 
 def stage_module(stage: str) -> ModuleType:
@@ -105,11 +105,19 @@ class CudaLibrary:
         self.extension = extension
 
     def launch(
-        self, stage: str, inputs: Mapping[str, Tensor], output: Tensor, sizes: Mapping[str, int], bfloat16: bool
+        self,
+        stage: str,
+        inputs: Mapping[str, Tensor],
+        output: Tensor,
+        sizes: Mapping[str, float],
+        bfloat16: bool,
+        workspace: Tensor | None = None,
     ) -> None:
         """Launches on the current stream of the output's device."""
         device = output.device.index
         pointers = {name: tensor.data_ptr() for name, tensor in inputs.items()}
+        if workspace is not None:
+            pointers["workspace"] = workspace.data_ptr()
         stream = torch.cuda.current_stream(device).cuda_stream
         getattr(self.extension, stage)(
             device=device, stream=stream, y=output.data_ptr(), bfloat16=bfloat16, **pointers, **sizes

@@ -168,7 +168,7 @@ def test_refusals() -> None:
         mvk.pack(StageCase("inverted_residual", (16, 32, 12), (1, 16, 4, 4)).build()[1], torch.float16, backend="simt")
     with pytest.raises(mvk.BackendUnavailable, match=r"float16 and bfloat16, not in float32"):
         mvk.pack(StageCase("inverted_residual", (16, 32, 16), (1, 16, 4, 4)).build()[1], torch.float32, backend="simt")
-    assert native.refusal("simt", "no such stage", None, torch.float16) is not None
+    assert native.refusal("simt", "no such stage", None, torch.float16, torch.device("cpu")) is not None
 
 
 def test_architectures_and_capabilities() -> None:

@@ -15,19 +15,26 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from mobilevit_kernels.canonical import InvertedResidualWeights, StageWeights
+from mobilevit_kernels.canonical import InvertedResidualWeights, StageWeights, TransformerWeights
+from mobilevit_kernels.native.transformer_plan import DEFAULT_HEADS, MAX_DIM, instance_for, tiles_of
 
 __all__ = ["DTYPES", "STAGES", "Library", "library", "refusal", "source_folder", "stage_module"]
 
 DTYPES = (torch.float16, torch.bfloat16)
-STAGES = ("inverted_residual",)
+STAGES = ("inverted_residual", "transformer")
 
 
 class Library(Protocol):
     """The launchers of one backend."""
 
     def launch(
-        self, stage: str, inputs: Mapping[str, Tensor], output: Tensor, sizes: Mapping[str, int], bfloat16: bool
+        self,
+        stage: str,
+        inputs: Mapping[str, Tensor],
+        output: Tensor,
+        sizes: Mapping[str, float],
+        bfloat16: bool,
+        workspace: Tensor | None = None,
     ) -> None:
         """Launches a stage.
 
@@ -35,8 +42,9 @@ class Library(Protocol):
             stage: the launcher's name.
             inputs: every tensor that it reads, by the launcher's name for it.
             output: the tensor that it writes.
-            sizes: its integers and flags, by name.
+            sizes: its numbers and flags, by name.
             bfloat16: the compute dtype is bfloat16, else float16.
+            workspace: memory that it may use as it likes; None: it takes none.
         """
 
     def shared_bytes(self, stage: str, *sizes: int) -> int:
@@ -61,8 +69,10 @@ def source_folder() -> Path | None:
     return None
 
 
-def refusal(backend: str, stage: str, weights: StageWeights | None, dtype: torch.dtype) -> str | None:
-    """Why the CUDA kernels cannot serve these weights; None: they can."""
+def refusal(
+    backend: str, stage: str, weights: StageWeights | None, dtype: torch.dtype, device: torch.device
+) -> str | None:
+    """Why the CUDA kernels cannot serve these weights on this device; None: they can."""
     if stage not in STAGES:
         return f"it has no CUDA kernel in this version (CUDA kernels: {', '.join(STAGES)})"
     if dtype not in DTYPES:
@@ -76,7 +86,28 @@ def refusal(backend: str, stage: str, weights: StageWeights | None, dtype: torch
         ):
             if channels % 8 != 0:
                 return f"{name}: expected a multiple of 8, got {channels}"
+    if isinstance(weights, TransformerWeights):
+        dim, in_channels = weights.in_weight.shape[:2]
+        out_channels = weights.out_weight.shape[0]
+        for name, channels in (("in_channels", in_channels), ("dim", dim), ("out_channels", out_channels)):
+            if channels % 8 != 0:
+                return f"{name}: expected a multiple of 8, got {channels}"
+        if dim > MAX_DIM:
+            return f"dim: expected at most {MAX_DIM}, got {dim}"
+        stage_library = library(backend)
+        needed, limit = transformer_shared_bytes(stage_library, dim), stage_library.shared_limit(device)
+        if needed > limit:
+            return f"{dim} channels need {needed} bytes of shared memory a block, {device} has {limit}"
     return None
+
+
+def transformer_shared_bytes(loaded: Library, dim: int, num_heads: int | None = None) -> int:
+    """Shared memory of a block of the transformer kernel, in bytes; ``num_heads=None``: with the usual number."""
+    num_heads = num_heads or (DEFAULT_HEADS if dim % DEFAULT_HEADS == 0 else 1)
+    instance = instance_for(dim, num_heads)
+    if instance is None:
+        return 0
+    return loaded.shared_bytes("transformer", instance.dim, instance.head_tiles, num_heads * tiles_of(dim, num_heads))
 
 
 def stage_module(stage: str) -> ModuleType:

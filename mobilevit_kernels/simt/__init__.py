@@ -43,7 +43,7 @@ def refusal(stage: str, weights: StageWeights | None, dtype: torch.dtype, device
     """Why the simulator cannot serve these weights; None: it can."""
     if device.type != "cpu":
         return f"the simulator takes CPU tensors, not tensors on {device}"
-    return native.refusal("simt", stage, weights, dtype)
+    return native.refusal("simt", stage, weights, dtype, device)
 
 
 def stage_module(stage: str) -> ModuleType:

@@ -77,7 +77,23 @@ class _InvertedResidualArguments(ctypes.Structure):
     )
 
 
-_ARGUMENTS: dict[str, Any] = {"inverted_residual": _InvertedResidualArguments}
+class _TransformerArguments(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("x", "weights", "table", "biases", "y", "workspace")),
+        *(
+            (name, ctypes.c_int)
+            for name in (
+                "batch", "height", "width", "in_channels", "dim", "hidden_channels", "num_layers", "out_channels",
+                "num_heads", "patch_height", "patch_width", "instance_dim", "head_tiles", "sequence_rows",
+                "block_rows", "blocks", "chunks", "weight_units",
+            )
+        ),
+        ("epsilon", ctypes.c_float),
+        *((name, ctypes.c_bool) for name in ("split", "activation", "bfloat16")),
+    )  # fmt: skip
+
+
+_ARGUMENTS: dict[str, Any] = {"inverted_residual": _InvertedResidualArguments, "transformer": _TransformerArguments}
 
 
 class SimtLibrary:
@@ -94,7 +110,13 @@ class SimtLibrary:
         self.traffic: dict[str, Traffic] = {}
 
     def launch(
-        self, stage: str, inputs: Mapping[str, Tensor], output: Tensor, sizes: Mapping[str, int], bfloat16: bool
+        self,
+        stage: str,
+        inputs: Mapping[str, Tensor],
+        output: Tensor,
+        sizes: Mapping[str, float],
+        bfloat16: bool,
+        workspace: Tensor | None = None,
     ) -> None:
         """Runs a stage; see :class:`mobilevit_kernels.native.Library`.
 
@@ -105,7 +127,12 @@ class SimtLibrary:
         arguments = _ARGUMENTS[stage](bfloat16=bfloat16, y=output.data_ptr(), **sizes)
         for name, tensor in inputs.items():
             setattr(arguments, name, tensor.data_ptr())
-        self.run_raw(f"mvk_{stage}", [ctypes.byref(arguments)], inputs, {"y": output})
+        outputs = {"y": output}
+        if workspace is not None:
+            arguments.workspace = workspace.data_ptr()
+            if workspace.numel():
+                outputs["workspace"] = workspace
+        self.run_raw(f"mvk_{stage}", [ctypes.byref(arguments)], inputs, outputs)
 
     def run_raw(
         self, function: str, arguments: list[Any], inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]
