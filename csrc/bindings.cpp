@@ -81,7 +81,7 @@ PYBIND11_MODULE(_C, module) {
       [](int device, std::uintptr_t stream, std::uintptr_t x, std::uintptr_t weights, std::uintptr_t table,
          std::uintptr_t biases, std::uintptr_t y, std::uintptr_t workspace, int batch, int height, int width,
          int in_channels, int dim, int hidden_channels, int num_layers, int out_channels, int num_heads,
-         int patch_height, int patch_width, int instance_dim, int head_tiles, int sequence_rows, int block_rows,
+         int patch_height, int patch_width, int instance_dim, int head_tiles, int instance_rows, int sequence_rows, int block_rows,
          int blocks, int chunks, int weight_units, float epsilon, bool split, bool activation, bool bfloat16) {
         const DeviceGuard guard(device);
         mvk::TransformerArguments arguments{};
@@ -104,6 +104,7 @@ PYBIND11_MODULE(_C, module) {
         arguments.patch_width = patch_width;
         arguments.instance_dim = instance_dim;
         arguments.head_tiles = head_tiles;
+        arguments.instance_rows = instance_rows;
         arguments.sequence_rows = sequence_rows;
         arguments.block_rows = block_rows;
         arguments.blocks = blocks;
@@ -119,7 +120,7 @@ PYBIND11_MODULE(_C, module) {
       py::arg("y"), py::arg("workspace"), py::arg("batch"), py::arg("height"), py::arg("width"),
       py::arg("in_channels"), py::arg("dim"), py::arg("hidden_channels"), py::arg("num_layers"),
       py::arg("out_channels"), py::arg("num_heads"), py::arg("patch_height"), py::arg("patch_width"),
-      py::arg("instance_dim"), py::arg("head_tiles"), py::arg("sequence_rows"), py::arg("block_rows"),
+      py::arg("instance_dim"), py::arg("head_tiles"), py::arg("instance_rows"), py::arg("sequence_rows"), py::arg("block_rows"),
       py::arg("blocks"), py::arg("chunks"), py::arg("weight_units"), py::arg("epsilon"), py::arg("split"),
       py::arg("activation"), py::arg("bfloat16"));
   module.def("transformer_shared_bytes", &mvk::transformer_shared_bytes);

@@ -34,7 +34,7 @@ struct TransformerArguments {
   int batch, height, width;
   int in_channels, dim, hidden_channels, num_layers, out_channels;
   int num_heads, patch_height, patch_width;
-  int instance_dim, head_tiles;  // of the kernel's instance
+  int instance_dim, head_tiles, instance_rows;  // which instance of the kernel
   int sequence_rows;             // rows of a sequence, padding included
   int block_rows;                // rows of sequences that a block owns
   int blocks;
@@ -50,6 +50,6 @@ Status transformer(const TransformerArguments& arguments, Stream stream);
 
 // Dynamic shared memory of a block of an instance, in bytes; 0: there is no such instance. all_head_tiles: num_heads ·
 // ⌈head_dim / 8⌉.
-int transformer_shared_bytes(int instance_dim, int head_tiles, int all_head_tiles);
+int transformer_shared_bytes(int instance_dim, int head_tiles, int instance_rows, int all_head_tiles);
 
 }  // namespace mvk

@@ -1,127 +1,23 @@
-// Launcher of the transformer stage: checks, picks the instance, launches.
-#include "transformer.cuh"
-
-#include "launchers.h"
+// Launcher of the transformer stage: checks, picks the instance.
+#include "transformer_launch.cuh"
 
 namespace mvk {
 
 namespace {
 
-template <class Config>
-Status launch_config(const TransformerArguments& a, Stream stream) {
-  using T = typename Config::Type;
-  const int own_head_tiles = ceil_div(a.dim / a.num_heads, 8);
-  const int shared_bytes = Config::shared_bytes(a.num_heads * own_head_tiles);
-  const int limit = shared_memory_limit();
-  if (shared_bytes > limit) {
-    return fail(Status::kUnsupported,
-                "transformer: %d channels in %d heads need %d bytes of shared memory a block, this device has %d", a.dim,
-                a.num_heads, shared_bytes, limit);
-  }
-  const std::int64_t pixels = std::int64_t{a.batch} * a.height * a.width;
-  const std::int64_t rows = a.split ? std::int64_t{a.blocks} * Config::kRows : 0;
-  const std::int64_t keys_values = rows * a.num_heads * 16 * Config::kHeadTiles;
-  TransformerParams<T> params;
-  params.x = Global<const T>(static_cast<const T*>(a.x), pixels * a.in_channels);
-  params.weights = Global<const T>(static_cast<const T*>(a.weights), std::int64_t{a.weight_units} * 8);
-  params.table = Global<const std::uint32_t>(static_cast<const std::uint32_t*>(a.table), std::int64_t{a.chunks} * 4);
-  params.biases = Global<const float>(a.biases, (a.num_layers > 0 ? a.num_layers : 1) * 2 * Config::kDim);
-  params.y = Global<T>(static_cast<T*>(a.y), pixels * a.out_channels);
-  params.height = a.height;
-  params.width = a.width;
-  params.in_channels = a.in_channels;
-  params.out_channels = a.out_channels;
-  params.dim = a.dim;
-  params.patch_height = a.patch_height;
-  params.patch_width = a.patch_width;
-  params.patch_columns = a.width / a.patch_width;
-  params.tokens = params.patch_columns * (a.height / a.patch_height);
-  params.sequences = a.batch * a.patch_height * a.patch_width;
-  params.sequence_rows = a.sequence_rows;
-  params.block_rows = a.block_rows;
-  params.heads = a.num_heads;
-  params.own_head_tiles = own_head_tiles;
-  params.hidden_groups = ceil_div(a.hidden_channels, 16);
-  params.epsilon = a.epsilon;
-  params.split = a.split;
-  params.activation = a.activation;
-  LaunchShape shape;
-  shape.blocks_x = a.blocks;
-  shape.blocks_y = 1;
-  shape.threads = Config::kThreads;
-  shape.shared_bytes = shared_bytes;
-  if (!a.split) {
-    params.starts = true;
-    params.ends = true;
-    params.first_layer = 0;
-    params.last_layer = a.num_layers;
-    params.first_chunk = 0;
-    params.end_chunk = a.chunks;
-    return launch<transformer_kernel<Config>>("transformer", shape, stream, params);
-  }
-
-  // The second half of the table is in the order of these launches. Two layers' K and V take turns.
-  T* const workspace = static_cast<T*>(a.workspace);
-  T* const turns[2] = {workspace, workspace + keys_values};
-  params.rows = Global<T>(workspace + 2 * keys_values, rows * ceil_div(Config::kTiles, 2) * 16);
-  const auto chunks_of = [](int records, int a_chunk) { return ceil_div(records, a_chunk); };
-  const int input_chunks = chunks_of(ceil_div(a.in_channels, 16), Config::kPanels);
-  const int key_value_chunks = a.num_heads * chunks_of(Config::kHeadTiles, Config::kPanels);
-  const int layer_chunks = a.num_heads * chunks_of(Config::kQueryPanels, Config::kPanels) +
-                           chunks_of(ceil_div(a.num_heads * own_head_tiles, 2), Config::kPanels) +
-                           chunks_of(params.hidden_groups, Config::kGroups);
-  params.end_chunk = a.chunks;
-  for (int i = 0; i <= a.num_layers; ++i) {
-    params.starts = i == 0;
-    params.ends = i == a.num_layers;
-    params.first_layer = i == 0 ? 0 : i - 1;
-    params.last_layer = i;
-    params.first_chunk = params.end_chunk;
-    params.end_chunk += i == 0 ? input_chunks : layer_chunks;
-    params.end_chunk += params.ends ? chunks_of(ceil_div(a.out_channels, 16), Config::kPanels) : key_value_chunks;
-    params.keys_values_in = Global<const T>(turns[(i + 1) % 2], keys_values);
-    params.keys_values_out = Global<T>(turns[i % 2], keys_values);
-    const Status status = launch<transformer_kernel<Config>>("transformer, split", shape, stream, params);
-    if (status != Status::kOk) return status;
-  }
-  return Status::kOk;
-}
-
-struct Instance {
-  int dim;
-  int head_tiles;
-  int (*shared_bytes)(int tiles);
-  Status (*launch[2])(const TransformerArguments&, Stream);  // float16, bfloat16
-};
-
-template <int kDim, int kHeadTiles, int kRowTiles, bool kPadded>
-constexpr Instance instance() {
-  return {kDim,
-          kHeadTiles,
-          &TransformerConfig<Half, kDim, kHeadTiles, kRowTiles, kPadded>::shared_bytes,
-          {&launch_config<TransformerConfig<Half, kDim, kHeadTiles, kRowTiles, kPadded>>,
-           &launch_config<TransformerConfig<BFloat16, kDim, kHeadTiles, kRowTiles, kPadded>>}};
-}
-
-// mobilevit_kernels/native/transformer_plan.py has the same table and chooses.
-constexpr Instance kInstances[] = {
-    instance<64, 2, 2, false>(),  instance<80, 3, 2, false>(),  instance<96, 3, 2, false>(),
-    instance<120, 4, 2, false>(), instance<144, 5, 2, false>(), instance<192, 6, 1, false>(),
-    instance<240, 8, 1, false>(), instance<64, 8, 1, true>(),   instance<128, 16, 1, true>(),
-    instance<256, 8, 1, true>(),  instance<256, 16, 1, true>(),
-};
-
-const Instance* find_instance(int dim, int head_tiles) {
-  for (const Instance& instance : kInstances) {
-    if (instance.dim == dim && instance.head_tiles == head_tiles) return &instance;
+const TransformerInstance* find_instance(int dim, int head_tiles, int rows, bool bfloat16) {
+  const TransformerInstances instances = bfloat16 ? transformer_instances_bfloat16() : transformer_instances_float16();
+  for (int i = 0; i < instances.count; ++i) {
+    const TransformerInstance& instance = instances.first[i];
+    if (instance.dim == dim && instance.head_tiles == head_tiles && instance.rows == rows) return &instance;
   }
   return nullptr;
 }
 
 }  // namespace
 
-int transformer_shared_bytes(int instance_dim, int head_tiles, int all_head_tiles) {
-  const Instance* const instance = find_instance(instance_dim, head_tiles);
+int transformer_shared_bytes(int instance_dim, int head_tiles, int rows, int all_head_tiles) {
+  const TransformerInstance* const instance = find_instance(instance_dim, head_tiles, rows, false);
   return instance == nullptr ? 0 : instance->shared_bytes(all_head_tiles);
 }
 
@@ -138,14 +34,15 @@ Status transformer(const TransformerArguments& a, Stream stream) {
                 "transformer: expected whole patches, got batch %d, %d × %d pixels, patches of %d × %d", a.batch,
                 a.height, a.width, a.patch_height, a.patch_width);
   }
-  const Instance* const instance = find_instance(a.instance_dim, a.head_tiles);
+  const TransformerInstance* const instance =
+      find_instance(a.instance_dim, a.head_tiles, a.instance_rows, a.bfloat16);
   if (instance == nullptr || a.num_heads < 1 || a.dim > instance->dim ||
       a.dim / a.num_heads > 8 * instance->head_tiles) {
     return fail(Status::kInvalidArgument,
-                "transformer: no kernel of %d channels, %d a head, for %d channels in %d heads", a.instance_dim,
-                8 * a.head_tiles, a.dim, a.num_heads);
+                "transformer: no kernel of %d channels, %d a head and %d rows a block for %d channels in %d heads",
+                a.instance_dim, 8 * a.head_tiles, a.instance_rows, a.dim, a.num_heads);
   }
-  return instance->launch[a.bfloat16 ? 1 : 0](a, stream);
+  return instance->launch(a, stream);
 }
 
 }  // namespace mvk

@@ -42,7 +42,7 @@
 namespace mvk {
 
 // Sizes that the kernel, its launcher and (by name) its packing share; everything in them is known before the launch.
-template <class T, int kDimOf, int kHeadTilesOf, int kRowTilesOf, bool kPaddedOf>
+template <class T, int kDimOf, int kHeadTilesOf, int kRowTilesOf, int kWarpsOf, bool kPaddedOf>
 struct TransformerConfig {
   using Type = T;
   static constexpr int kDim = kDimOf;              // channels of a row
@@ -53,7 +53,8 @@ struct TransformerConfig {
   static constexpr int kValueTiles = kTiles > 16 && kHeadTiles > 8 ? 8 : kHeadTiles;
   static constexpr int kQueryPanels = ceil_div(kHeadTiles, 2);
   static constexpr int kRowTiles = kRowTilesOf;           // tiles of 16 rows a warp
-  static constexpr int kWarps = 8;
+  static constexpr int kWarps = kWarpsOf;
+  static constexpr int kBlocksPerSm = 8 / kWarps;  // with 255 registers a thread
   static constexpr int kThreads = 32 * kWarps;
   static constexpr int kRows = kWarps * 16 * kRowTiles;
 
@@ -65,7 +66,7 @@ struct TransformerConfig {
   static constexpr int kGroupElements = kPanelElements + kSlabElements;
   static constexpr int kSlotElements = kPanels * (kPanelElements > kSlabElements ? kPanelElements : kSlabElements);
   static constexpr int kGroups = kPanels / 2;
-  static constexpr int kSlots = 3;
+  static constexpr int kSlots = kDim > 240 ? 2 : 3;  // where shared memory is scarcest, less is in flight
   // K-steps of X that the MLP parks in shared memory, where X (2 registers a tile), the sums (4) and what else there is
   // do not fit into 255 registers.
   static constexpr int kParkedSteps = kRowTiles * kTiles > 32 ? 3 : 0;
@@ -112,7 +113,7 @@ struct TransformerParams {
 };
 
 template <class Config>
-__global__ void __launch_bounds__(Config::kThreads, 1)
+__global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
     transformer_kernel(const TransformerParams<typename Config::Type> params) {
   using T = typename Config::Type;
   constexpr int kRowTiles = Config::kRowTiles;

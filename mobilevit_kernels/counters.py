@@ -6,6 +6,7 @@ not how long it takes.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,8 @@ import torch
 
 from mobilevit_kernels import native, ops, verify
 from mobilevit_kernels.bench.work import stage_work
+from mobilevit_kernels.native import transformer
+from mobilevit_kernels.native.transformer_plan import instances_for, lay_out
 from mobilevit_kernels.ops._dispatch import pack
 from mobilevit_kernels.verify import StageCase
 
@@ -86,7 +89,7 @@ class Row:
 
 
 def cases(model: str, stage: str | None = None, size: int = 256) -> Iterator[tuple[str, StageCase]]:
-    """The stages of a network that have a CUDA kernel, each shape once, at batch 1.
+    """The stages of a network that have a CUDA kernel, each shape once, at batch 1 or as many images as fill a block.
 
     Args:
         model: a network's name.
@@ -97,7 +100,19 @@ def cases(model: str, stage: str | None = None, size: int = 256) -> Iterator[tup
     for _, path, case in verify.network_cases((model,), height=size, width=size):
         if case.stage in native.STAGES and stage in (None, case.stage) and str(case) not in seen:
             seen.add(str(case))
-            yield path, case
+            yield path, _filled(case)
+
+
+def _filled(case: StageCase) -> StageCase:
+    """The case at the least batch that fills a block: several short sequences share one."""
+    if case.stage != "transformer":
+        return case
+    (patch_height, patch_width), heads = case.options["patch_size"], case.options["num_heads"]
+    height, width = case.x_shape[2:]
+    tokens = -(-height // patch_height) * -(-width // patch_width)
+    chosen = lay_out(instances_for(case.sizes[1], heads)[0], tokens, 1, case.sizes[3])
+    images = -(-chosen.block_rows // chosen.sequence_rows) // (patch_height * patch_width)
+    return dataclasses.replace(case, x_shape=(max(images, 1), *case.x_shape[1:]))
 
 
 def count(path: str, case: StageCase, dtype: torch.dtype = torch.float16) -> Row:
@@ -114,14 +129,18 @@ def count(path: str, case: StageCase, dtype: torch.dtype = torch.float16) -> Row
     packed = pack(weights, dtype, backend="simt")
     library = simt.library()
     library.reset_counters()
-    y = getattr(ops, case.stage)(x.to(dtype), packed, **options)
+    library.set_multiprocessors(0)  # no batch is small: the variants for throughput
+    try:
+        y = getattr(ops, case.stage)(x.to(dtype), packed, **options)
+    finally:
+        library.set_multiprocessors()
     counted, traffic = library.counters(), library.traffic
 
     if case.stage == "transformer":
         work = stage_work(case)
         weight_count, products, special = work.weights, work.flops // 2, work.special
-        heads = case.options["num_heads"]
-        shared_bytes = native.transformer_shared_bytes(library, packed.sizes[1], heads)
+        dim, heads = packed.sizes[1], case.options["num_heads"]
+        shared_bytes = transformer.shared_bytes(library, instances_for(dim, heads)[0], dim, heads)
     else:
         in_channels, hidden_channels, out_channels = packed.sizes
         in_pixels, out_pixels = (t.shape[0] * t.shape[2] * t.shape[3] for t in (x, y))

@@ -133,6 +133,11 @@ class CudaLibrary:
         limit: int = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
         return limit
 
+    def multiprocessors(self, device: torch.device) -> int:
+        """Streaming multiprocessors of ``device``."""
+        count: int = torch.cuda.get_device_properties(device).multi_processor_count
+        return count
+
 
 @functools.lru_cache(maxsize=1)
 def library() -> CudaLibrary:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
 from conftest import backend_params, skip_unless_available
 
 import mobilevit_kernels as mvk
-from mobilevit_kernels import native, simt, verify
+from mobilevit_kernels import native, registry, simt, verify
 from mobilevit_kernels.native import transformer
-from mobilevit_kernels.native.transformer_plan import INSTANCES, Instance, instance_for, plan
+from mobilevit_kernels.native.transformer_plan import INSTANCES, Instance, instances_for, lay_out, plan
 from mobilevit_kernels.simt import SimulatorFault
 from mobilevit_kernels.verify import StageCase
 
@@ -57,36 +59,52 @@ SPLIT = [
 ]
 
 
-def check(case: StageCase, backend: str, dtype: torch.dtype, device: str, seed: int = 0) -> None:
+@contextlib.contextmanager
+def blocks(size: str) -> Iterator[None]:
+    """Makes the simulator's backend take its "small" or "large" blocks; a GPU decides by its own size."""
+    if not registry.backends()["simt"].available:
+        yield
+        return
+    library = simt.library()
+    library.set_multiprocessors(1_000_000 if size == "small" else 0)
+    try:
+        yield
+    finally:
+        library.set_multiprocessors()
+
+
+sizes_of_blocks = pytest.mark.parametrize("size", ["small", "large"])
+
+
+def check(case: StageCase, backend: str, dtype: torch.dtype, device: str, size: str = "large") -> None:
     skip_unless_available(backend)
-    result = verify.check_stage(case, backend, dtype, device, seed)
+    with blocks(size):
+        result = verify.check_stage(case, backend, dtype, device)
     assert result.passed, f"error {result.error:.2e}, stock {result.stock_error:.2e}, ratio {result.ratio:.2f}"
 
 
 # --- plan and packing ------------------------------------------------------------------------------------------------
 
 
-def test_every_size_has_an_instance() -> None:
+def test_every_size_has_instances() -> None:
     for dim in range(8, 257, 8):
         for heads in range(1, 9):
             if dim % heads == 0 and dim // heads <= 128:
-                instance = instance_for(dim, heads)
-                assert instance is not None
-                assert instance.dim >= dim
-                assert 8 * instance.head_tiles * heads >= dim
-    assert instance_for(136, 1) is None
+                found = instances_for(dim, heads)
+                assert found
+                assert all(i.dim >= dim and 8 * i.head_tiles * heads >= dim for i in found)
+                assert len({(i.dim, i.head_tiles, i.panels) for i in found}) == 1, "one packing serves them"
+    assert instances_for(136, 1) == ()
     for _, _, case in verify.network_cases():
         if case.stage == "transformer":
-            instance = instance_for(case.sizes[1], 4)
-            assert instance is not None
-            assert not instance.padded
+            assert [i.padded for i in instances_for(case.sizes[1], 4)] == [False, False]
 
 
 @pytest.mark.parametrize("instance", INSTANCES, ids=str)
-def test_plan_covers_every_row_once(instance: Instance) -> None:
+def test_every_row_has_a_place(instance: Instance) -> None:
     for tokens in (1, 15, 16, 17, 49, 64, 100, 128, 196, 256, 257, 1024, 4096):
         for sequences in (1, 4, 5, 64):
-            chosen = plan(instance, tokens, sequences, 2)
+            chosen = lay_out(instance, tokens, sequences, 2)
             assert chosen.sequence_rows >= tokens
             assert chosen.block_rows <= instance.rows
             assert chosen.blocks * chosen.block_rows >= sequences * chosen.sequence_rows
@@ -97,6 +115,15 @@ def test_plan_covers_every_row_once(instance: Instance) -> None:
             else:
                 assert chosen.sequence_rows % 16 == 0
                 assert chosen.block_rows % chosen.sequence_rows == 0
+
+
+def test_the_batch_decides_between_small_and_large_blocks() -> None:
+    candidates = instances_for(144, 4)
+    assert [i.rows for i in candidates] == [256, 64]
+    for batch, rows, launches in ((1, 64, 3), (16, 64, 3), (17, 256, 1), (256, 256, 1)):
+        chosen = plan(candidates, 256, 4 * batch, 2, multiprocessors=132)
+        assert (chosen.instance.rows, chosen.launches) == (rows, launches)
+    assert plan(candidates[1:], 256, 1024, 2, multiprocessors=132).instance.rows == 64
 
 
 def panel_columns(panel: torch.Tensor, rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -124,9 +151,7 @@ def test_packing_folds_norms_scale_and_halves() -> None:
     generator = torch.Generator().manual_seed(0)
     weights = verify.random_weights("transformer", (24, dim, 40, 1, 24), generator)
     assert isinstance(weights, mvk.canonical.TransformerWeights)
-    instance = instance_for(dim, heads)
-    assert instance is not None
-    stream = transformer.pack_stream(weights, torch.float16, heads, instance)
+    stream = transformer.pack_stream(weights, torch.float16, heads, instances_for(dim, heads)[0])
     chunks = [stream.weights[16 * begin : 16 * (begin + units)] for begin, units in stream.table.tolist()]
     one_launch = chunks[: len(chunks) // 2]
     layer = weights.layers[0]
@@ -157,10 +182,8 @@ def test_packing_folds_norms_scale_and_halves() -> None:
 def test_packing_is_pure() -> None:
     weights = case_of(64, (4, 4)).build()[1]
     first, second = (mvk.pack(weights, torch.float16, backend="simt") for _ in range(2))
-    assert all(
-        torch.equal(a.view(torch.uint8), b.view(torch.uint8))
-        for a, b in zip(first.tensors[:3], second.tensors[:3], strict=True)
-    )
+    for a, b in zip(first.tensors[:3], second.tensors[:3], strict=True):
+        assert torch.equal(a.view(torch.uint8), b.view(torch.uint8))
 
 
 def test_packed_for_another_number_of_heads() -> None:
@@ -181,10 +204,11 @@ def test_packed_for_another_number_of_heads() -> None:
 
 
 @pytest.mark.parametrize(("sizes", "x_shape"), PUBLISHED, ids=str)
+@sizes_of_blocks
 @on_kernels
-def test_published_shapes(sizes, x_shape, backend, device) -> None:
+def test_published_shapes(sizes, x_shape, size, backend, device) -> None:
     case = StageCase("transformer", (*sizes[:3], min(sizes[3], 2), sizes[4]), x_shape, {"num_heads": 4})
-    check(case, backend, torch.float16, device)
+    check(case, backend, torch.float16, device, size)
 
 
 @pytest.mark.parametrize("case", [*GENERAL, *SPLIT], ids=str)
@@ -231,34 +255,36 @@ def test_a_neighbours_nan_leaves_no_trace(case, backend, device) -> None:
     assert torch.equal(result[1, :, 1::2], clean[1, :, 1::2])
 
 
+@sizes_of_blocks
 @on_kernels
-def test_batch_invariance_and_unaligned_slices(backend, device) -> None:
+def test_batch_invariance_and_unaligned_slices(size, backend, device) -> None:
     skip_unless_available(backend)
-    case = case_of(144, (6, 6), batch=5, channels=24)
+    case = case_of(144, (6, 6), batch=5, channels=24, layers=1)
     x, weights, options = case.build()
     x = x.to(device, torch.float16)
     packed = mvk.pack(weights, torch.float16, device, backend)
-    whole = mvk.ops.transformer(x, packed, **options)
-    for i in range(5):
-        assert torch.equal(mvk.ops.transformer(x[i : i + 1], packed, **options), whole[i : i + 1])
-    assert torch.equal(mvk.ops.transformer(x[3:], packed, **options), whole[3:])
+    with blocks(size):
+        whole = mvk.ops.transformer(x, packed, **options)
+        for i in (0, 2, 4):
+            assert torch.equal(mvk.ops.transformer(x[i : i + 1], packed, **options), whole[i : i + 1])
+        assert torch.equal(mvk.ops.transformer(x[3:], packed, **options), whole[3:])
 
 
 # --- what only the simulator sees ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "case",
+    ("case", "size"),
     [
-        case_of(64, (6, 10), layers=1, channels=16),
-        case_of(80, (10, 8), layers=1, channels=16),
-        case_of(144, (8, 8), layers=1, channels=16),
-        case_of(240, (4, 4), layers=1, channels=16),
-        case_of(192, (12, 11), layers=1, patch=(1, 1), channels=16),
+        (case_of(64, (6, 10), layers=1, channels=16), "large"),
+        (case_of(80, (10, 8), layers=1, channels=16), "small"),
+        (case_of(144, (8, 8), layers=1, channels=16), "large"),
+        (case_of(240, (4, 4), layers=1, channels=16), "small"),
+        (case_of(64, (9, 11), layers=2, patch=(1, 1), channels=16), "small"),  # split
     ],
     ids=str,
 )
-def test_silent_under_20_schedules(case: StageCase) -> None:
+def test_silent_under_20_schedules(case: StageCase, size: str) -> None:
     skip_unless_available("simt")
     library = simt.library()
     x, weights, options = case.build()
@@ -266,10 +292,11 @@ def test_silent_under_20_schedules(case: StageCase) -> None:
     packed = mvk.pack(weights, torch.float16, backend="simt")
     results = []
     try:
-        for seed in range(20):
-            library.set_seed(seed)
-            library.reset_counters()
-            results.append((mvk.ops.transformer(x, packed, **options), library.counters()))
+        with blocks(size):
+            for seed in range(20):
+                library.set_seed(seed)
+                library.reset_counters()
+                results.append((mvk.ops.transformer(x, packed, **options), library.counters()))
     finally:
         library.set_seed(0)
     for result, counted in results[1:]:
@@ -321,22 +348,20 @@ def test_refusals() -> None:
         mvk.ops.transformer(x.half(), mvk.pack(weights, torch.float16, backend="simt"), **options)
 
 
-@pytest.mark.parametrize(("limit", "served"), [(166912, (64, 80, 96, 120, 144, 192, 240)), (101376, (64,))])
-def test_smaller_shared_memory(limit: int, served: tuple[int, ...]) -> None:
-    """163 KB (sm_80) and 99 KB (sm_86, sm_89, sm_120) a block."""
+@pytest.mark.parametrize("limit", [166912, 101376])
+def test_smaller_shared_memory(limit: int) -> None:
+    """163 KB (sm_80) and 99 KB (sm_86, sm_89, sm_120) a block: every published width is served."""
     skip_unless_available("simt")
     library = simt.library()
     library.set_shared_limit(limit)
     try:
         for dim in (64, 80, 96, 120, 144, 192, 240):
-            case = case_of(dim, (4, 4), layers=1, channels=16)
-            weights = case.build()[1]
-            refusal = native.refusal("simt", "transformer", weights, torch.float16, torch.device("cpu"))
-            if dim in served:
-                assert refusal is None
-                check(case, "simt", torch.float16, "cpu")
-            else:
-                assert refusal is not None
-                assert "bytes of shared memory a block, cpu has 101376" in refusal
+            check(case_of(dim, (4, 4), layers=1, channels=16), "simt", torch.float16, "cpu")
+        library.set_shared_limit(49152)
+        weights = case_of(144, (4, 4)).build()[1]
+        refusal = native.refusal("simt", "transformer", weights, torch.float16, torch.device("cpu"))
+        assert refusal is not None
+        assert "144 channels need" in refusal
+        assert "cpu has 49152" in refusal
     finally:
         library.set_shared_limit()

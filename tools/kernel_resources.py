@@ -45,11 +45,14 @@ def run(*command: str) -> str:
 
 def short_name(mangled: str) -> str:
     """``inverted_residual float16 stride 2, 8 tiles, large`` from a mangled kernel name."""
-    if config := re.search(r"TransformerConfigI(6__half|13__nv_bfloat16)Li(\d+)ELi(\d+)ELi(\d+)ELb([01])E", mangled):
-        dtype, dim, head_tiles, row_tiles, padded = config.groups()
+    if config := re.search(
+        r"TransformerConfigI(6__half|13__nv_bfloat16)Li(\d+)ELi(\d+)ELi(\d+)ELi(\d+)ELb([01])E", mangled
+    ):
+        dtype, dim, head_tiles, row_tiles, warps, padded = config.groups()
         size = f"{'up to ' if padded == '1' else ''}{dim} channels, heads of {8 * int(head_tiles)}"
+        rows = 16 * int(row_tiles) * int(warps)
         name = "float16" if "half" in dtype else "bfloat16"
-        return f"transformer {name} {size}, {16 * int(row_tiles)} rows a warp"
+        return f"transformer {name} {size}, {rows} rows a block"
     config = re.search(r"InvertedResidualConfigI(6__half|13__nv_bfloat16)Li(\d+)ELi(\d+)ELb([01])E", mangled)
     if config is None:
         return mangled

@@ -55,8 +55,8 @@ int mvk_inverted_residual(const InvertedResidualArguments* arguments) {
   return guarded([&] { return inverted_residual(*arguments, nullptr); });
 }
 
-int mvk_transformer_shared_bytes(int instance_dim, int head_tiles, int all_head_tiles) {
-  return transformer_shared_bytes(instance_dim, head_tiles, all_head_tiles);
+int mvk_transformer_shared_bytes(int instance_dim, int head_tiles, int instance_rows, int all_head_tiles) {
+  return transformer_shared_bytes(instance_dim, head_tiles, instance_rows, all_head_tiles);
 }
 int mvk_transformer(const TransformerArguments* arguments) {
   return guarded([&] { return transformer(*arguments, nullptr); });

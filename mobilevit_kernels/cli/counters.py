@@ -39,8 +39,9 @@ __all__ = ["counters"]
 def counters(models: tuple[str, ...], stage: str | None, size: int, dtype_name: str, as_json: bool) -> None:
     """Count what the CUDA kernels do, on the host simulator, beside the least that the mathematics needs.
 
-    Batch 1, each shape once. Bytes are those that device memory sees; re-reads (halos of neighbouring tiles, and the
-    weights by every block) come from the L2 cache. The counts are exact and the same on every machine.
+    Each shape once, at batch 1 or the least batch that fills a block. Bytes are those that device memory sees;
+    re-reads (halos of neighbouring tiles, and the weights by every block) come from the L2 cache. The counts are exact
+    and the same on every machine.
     """
     status = registry.backends()["simt"]
     if not status.available:
@@ -56,7 +57,7 @@ def counters(models: tuple[str, ...], stage: str | None, size: int, dtype_name: 
         _common.print_json({"dtype": dtype_name, "size": size, "rows": [row.to_dict() for row in rows]})
         return
     _common.print_table(
-        f"counters of the CUDA kernels, {dtype_name}, {size}×{size}, batch 1; × is the ratio to the floor",
+        f"counters of the CUDA kernels, {dtype_name}, {size}×{size}, the least batch; × is the ratio to the floor",
         [
             "stage",
             "KB",

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mobilevit_kernels.canonical import InvertedResidualWeights, StageWeights, TransformerWeights
-from mobilevit_kernels.native.transformer_plan import DEFAULT_HEADS, MAX_DIM, instance_for, tiles_of
+from mobilevit_kernels.native.transformer_plan import MAX_DIM
 
 __all__ = ["DTYPES", "STAGES", "Library", "library", "refusal", "source_folder", "stage_module"]
 
@@ -52,6 +52,9 @@ class Library(Protocol):
 
     def shared_limit(self, device: torch.device) -> int:
         """Shared memory that a block may have, in bytes."""
+
+    def multiprocessors(self, device: torch.device) -> int:
+        """Streaming multiprocessors of the device."""
 
 
 def library(backend: str) -> Library:
@@ -94,20 +97,9 @@ def refusal(
                 return f"{name}: expected a multiple of 8, got {channels}"
         if dim > MAX_DIM:
             return f"dim: expected at most {MAX_DIM}, got {dim}"
-        stage_library = library(backend)
-        needed, limit = transformer_shared_bytes(stage_library, dim), stage_library.shared_limit(device)
-        if needed > limit:
-            return f"{dim} channels need {needed} bytes of shared memory a block, {device} has {limit}"
+        reason: str | None = stage_module(stage).obstacle(backend, dim, device)
+        return reason
     return None
-
-
-def transformer_shared_bytes(loaded: Library, dim: int, num_heads: int | None = None) -> int:
-    """Shared memory of a block of the transformer kernel, in bytes; ``num_heads=None``: with the usual number."""
-    num_heads = num_heads or (DEFAULT_HEADS if dim % DEFAULT_HEADS == 0 else 1)
-    instance = instance_for(dim, num_heads)
-    if instance is None:
-        return 0
-    return loaded.shared_bytes("transformer", instance.dim, instance.head_tiles, num_heads * tiles_of(dim, num_heads))
 
 
 def stage_module(stage: str) -> ModuleType:

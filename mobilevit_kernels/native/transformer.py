@@ -12,12 +12,19 @@ from torch import Tensor
 from mobilevit_kernels import canonical, native
 from mobilevit_kernels.canonical import EncoderLayerWeights, TransformerWeights
 from mobilevit_kernels.native.fragments import pad_to, to_b_fragment_tail, to_b_fragments
-from mobilevit_kernels.native.transformer_plan import DEFAULT_HEADS, MAX_HEAD_DIM, Instance, instance_for, plan
+from mobilevit_kernels.native.transformer_plan import (
+    DEFAULT_HEADS,
+    MAX_HEAD_DIM,
+    Instance,
+    instances_for,
+    plan,
+    tiles_of,
+)
 from mobilevit_kernels.ops import _dispatch
 from mobilevit_kernels.packed import Packed
 from mobilevit_kernels.registry import BackendUnavailable
 
-__all__ = ["Stream", "pack", "pack_stream", "run", "variant"]
+__all__ = ["Stream", "obstacle", "pack", "pack_stream", "run", "shared_bytes", "variant"]
 
 
 @dataclass(frozen=True)
@@ -191,11 +198,13 @@ def pack(
     canonical tensors follow on the CPU, so that a call with another number can pack anew.
     """
     dim = weights.in_weight.shape[0]
-    heads = num_heads or (DEFAULT_HEADS if dim % DEFAULT_HEADS == 0 else 1)
-    instance = instance_for(dim, heads)
-    if instance is None:
-        raise BackendUnavailable(_no_instance(dim, heads))
-    stream = pack_stream(weights, dtype, heads, instance)
+    heads = num_heads or _usual_heads(dim)
+    instances = instances_for(dim, heads)
+    if not instances:
+        raise BackendUnavailable(
+            f"the CUDA kernels take heads of up to {MAX_HEAD_DIM} channels, got {dim} channels in {heads} heads"
+        )
+    stream = pack_stream(weights, dtype, heads, instances[0])
     tensors = (
         stream.weights.view(dtype).to(device),
         stream.table.to(device),
@@ -212,8 +221,32 @@ def _flat(weights: TransformerWeights) -> Iterator[Tensor]:
         yield tensor
 
 
-def _no_instance(dim: int, num_heads: int) -> str:
-    return f"the CUDA kernels take heads of up to {MAX_HEAD_DIM} channels, got {dim} channels in {num_heads} heads"
+def _usual_heads(dim: int) -> int:
+    return DEFAULT_HEADS if dim % DEFAULT_HEADS == 0 else 1
+
+
+def shared_bytes(library: native.Library, instance: Instance, dim: int, num_heads: int) -> int:
+    """Shared memory of a block, in bytes."""
+    tiles = num_heads * tiles_of(dim, num_heads)
+    return library.shared_bytes("transformer", instance.dim, instance.head_tiles, instance.rows, tiles)
+
+
+def _fitting(backend: str, dim: int, num_heads: int, device: torch.device) -> tuple[Instance, ...]:
+    """The instances for a shape whose blocks fit into the device's shared memory."""
+    library = native.library(backend)
+    limit = library.shared_limit(device)
+    return tuple(i for i in instances_for(dim, num_heads) if shared_bytes(library, i, dim, num_heads) <= limit)
+
+
+def obstacle(backend: str, dim: int, device: torch.device) -> str | None:
+    """Why no instance serves ``dim`` channels in the usual number of heads on a device; None: one does."""
+    heads = _usual_heads(dim)
+    instances = instances_for(dim, heads)
+    if not instances or _fitting(backend, dim, heads, device):
+        return None  # without any instance the number of heads must be given: pack() decides
+    library = native.library(backend)
+    needed = shared_bytes(library, instances[-1], dim, heads)
+    return f"{dim} channels need {needed} bytes of shared memory a block, {device} has {library.shared_limit(device)}"
 
 
 def _repacked(packed: Packed, num_heads: int) -> tuple[Tensor, ...]:
@@ -239,21 +272,27 @@ def run(x: Tensor, packed: Packed, *, num_heads: int, patch_size: tuple[int, int
         tensors = _repacked(packed, num_heads)
     stream, table, biases, _ = tensors[:4]
     in_channels, dim, mlp_dim, num_layers, out_channels = packed.sizes
-    instance = instance_for(dim, num_heads)
-    assert instance is not None
+    library = native.library(packed.backend)
+    fitting = _fitting(packed.backend, dim, num_heads, x.device)
+    if not fitting:
+        raise BackendUnavailable(
+            f"backend={packed.backend!r} cannot serve transformer: {dim} channels in {num_heads} heads need more "
+            f"shared memory than the {library.shared_limit(x.device)} bytes that a block may have on {x.device}"
+        )
     if x.data_ptr() % 16 != 0:  # a slice of a larger tensor: lanes read 8 bytes at a time
         x = x.clone(memory_format=torch.channels_last)
     batch, _, height, width = x.shape
     patch_height, patch_width = patch_size
     tokens = (height // patch_height) * (width // patch_width)
     sequences = batch * patch_height * patch_width
-    chosen = plan(instance, tokens, sequences, num_layers)
+    chosen = plan(fitting, tokens, sequences, num_layers, library.multiprocessors(x.device))
+    instance = chosen.instance
     y = _dispatch.empty_nhwc(x, out_channels, height, width, x.dtype)
     rows = chosen.blocks * instance.rows if chosen.split else 0
     key_value_values = rows * num_heads * 16 * instance.head_tiles  # of one layer; two layers' take turns
     row_values = rows * -(-instance.dim // 16) * 16
     workspace = torch.empty(2 * key_value_values + row_values, dtype=x.dtype, device=x.device)
-    native.library(packed.backend).launch(
+    library.launch(
         "transformer",
         {"x": x, "weights": stream, "table": table, "biases": biases},
         y,
@@ -271,6 +310,7 @@ def run(x: Tensor, packed: Packed, *, num_heads: int, patch_size: tuple[int, int
             "patch_width": patch_width,
             "instance_dim": instance.dim,
             "head_tiles": instance.head_tiles,
+            "instance_rows": instance.rows,
             "sequence_rows": chosen.sequence_rows,
             "block_rows": chosen.block_rows,
             "blocks": chosen.blocks,
@@ -287,11 +327,10 @@ def run(x: Tensor, packed: Packed, *, num_heads: int, patch_size: tuple[int, int
 
 
 def variant(packed: Packed) -> str:
-    """One launch, with the number of tokens up to which it holds."""
-    heads = int(packed.tensors[3])
-    instance = instance_for(packed.sizes[1], heads)
-    assert instance is not None
-    return (
-        f"one kernel up to {instance.rows} tokens a sequence, {instance.rows} rows a block; "
-        f"{packed.sizes[3] + 1} kernels above"
-    )
+    """The rows of a block by the batch, and the launches by the tokens of a sequence."""
+    fitting = _fitting(packed.backend, packed.sizes[1], int(packed.tensors[3]), packed.device)
+    if not fitting:
+        return "none"
+    blocks = 2 * native.library(packed.backend).multiprocessors(packed.device)
+    texts = [f"{i.rows} rows a block, one kernel up to {i.rows} tokens, {packed.sizes[3] + 1} above" for i in fitting]
+    return texts[0] if len(texts) == 1 else f"{texts[-1]}, while these are at most {blocks} blocks; else {texts[0]}"

@@ -15,6 +15,7 @@ from torch import Tensor
 
 __all__ = ["Counters", "SimtLibrary", "SimulatorFault", "Traffic"]
 
+MULTIPROCESSORS = 132  # of an H200
 SHARED_LIMIT = 232448  # bytes of shared memory a block may have on sm_90
 
 
@@ -84,8 +85,8 @@ class _TransformerArguments(ctypes.Structure):
             (name, ctypes.c_int)
             for name in (
                 "batch", "height", "width", "in_channels", "dim", "hidden_channels", "num_layers", "out_channels",
-                "num_heads", "patch_height", "patch_width", "instance_dim", "head_tiles", "sequence_rows",
-                "block_rows", "blocks", "chunks", "weight_units",
+                "num_heads", "patch_height", "patch_width", "instance_dim", "head_tiles", "instance_rows",
+                "sequence_rows", "block_rows", "blocks", "chunks", "weight_units",
             )
         ),
         ("epsilon", ctypes.c_float),
@@ -106,6 +107,7 @@ class SimtLibrary:
         self._library.mvk_add_buffer.argtypes = [ctypes.c_char_p, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int]
         self._lock = threading.Lock()
         self._shared_limit = SHARED_LIMIT
+        self._multiprocessors = MULTIPROCESSORS
         #: Traffic of each buffer of the last launch, by name.
         self.traffic: dict[str, Traffic] = {}
 
@@ -173,6 +175,14 @@ class SimtLibrary:
         """Simulates a GPU whose blocks have ``limit`` bytes of shared memory."""
         self._shared_limit = limit
         self._library.mvk_set_shared_limit(limit)
+
+    def multiprocessors(self, device: torch.device) -> int:
+        """Of the simulated GPU: as many as an H200 has unless set otherwise."""
+        return self._multiprocessors
+
+    def set_multiprocessors(self, count: int = MULTIPROCESSORS) -> None:
+        """Simulates a GPU with ``count`` multiprocessors, as far as the choice of a variant goes."""
+        self._multiprocessors = count
 
     def set_seed(self, seed: int) -> None:
         """Chooses the interleaving of warps and lanes of the launches to come."""
