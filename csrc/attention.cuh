@@ -189,8 +189,7 @@ struct Attention {
 #pragma unroll
         for (int group = 0; group < 2; ++group) {
           if (ranges[m].has_group(key + 16 * group)) {
-            mma_m16n8k16(sums[m][j], exponentials[m][group],
-                         FragmentB<T>{{values[2 * group], values[2 * group + 1]}});
+            mma_m16n8k16(sums[m][j], exponentials[m][group], FragmentB<T>{{values[2 * group], values[2 * group + 1]}});
           }
         }
       }

@@ -81,8 +81,9 @@ PYBIND11_MODULE(_C, module) {
       [](int device, std::uintptr_t stream, std::uintptr_t x, std::uintptr_t weights, std::uintptr_t table,
          std::uintptr_t biases, std::uintptr_t y, std::uintptr_t workspace, int batch, int height, int width,
          int in_channels, int dim, int hidden_channels, int num_layers, int out_channels, int num_heads,
-         int patch_height, int patch_width, int instance_dim, int head_tiles, int instance_rows, int sequence_rows, int block_rows,
-         int blocks, int chunks, int weight_units, float epsilon, bool split, bool activation, bool bfloat16) {
+         int patch_height, int patch_width, int instance_dim, int head_tiles, int instance_rows, int sequence_rows,
+         int block_rows, int blocks, int chunks, int weight_units, float epsilon, bool split, bool activation,
+         bool bfloat16) {
         const DeviceGuard guard(device);
         mvk::TransformerArguments arguments{};
         arguments.x = pointer<const void>(x);
@@ -117,12 +118,11 @@ PYBIND11_MODULE(_C, module) {
         raise_unless_ok(mvk::transformer(arguments, reinterpret_cast<mvk::Stream>(stream)));
       },
       py::arg("device"), py::arg("stream"), py::arg("x"), py::arg("weights"), py::arg("table"), py::arg("biases"),
-      py::arg("y"), py::arg("workspace"), py::arg("batch"), py::arg("height"), py::arg("width"),
-      py::arg("in_channels"), py::arg("dim"), py::arg("hidden_channels"), py::arg("num_layers"),
-      py::arg("out_channels"), py::arg("num_heads"), py::arg("patch_height"), py::arg("patch_width"),
-      py::arg("instance_dim"), py::arg("head_tiles"), py::arg("instance_rows"), py::arg("sequence_rows"), py::arg("block_rows"),
-      py::arg("blocks"), py::arg("chunks"), py::arg("weight_units"), py::arg("epsilon"), py::arg("split"),
-      py::arg("activation"), py::arg("bfloat16"));
+      py::arg("y"), py::arg("workspace"), py::arg("batch"), py::arg("height"), py::arg("width"), py::arg("in_channels"),
+      py::arg("dim"), py::arg("hidden_channels"), py::arg("num_layers"), py::arg("out_channels"), py::arg("num_heads"),
+      py::arg("patch_height"), py::arg("patch_width"), py::arg("instance_dim"), py::arg("head_tiles"),
+      py::arg("instance_rows"), py::arg("sequence_rows"), py::arg("block_rows"), py::arg("blocks"), py::arg("chunks"),
+      py::arg("weight_units"), py::arg("epsilon"), py::arg("split"), py::arg("activation"), py::arg("bfloat16"));
   module.def("transformer_shared_bytes", &mvk::transformer_shared_bytes);
   module.def("golden", [](int device, std::uintptr_t stream, const std::string& name, std::uintptr_t in,
                           std::uintptr_t out, int warps) {

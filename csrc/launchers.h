@@ -35,8 +35,8 @@ struct TransformerArguments {
   int in_channels, dim, hidden_channels, num_layers, out_channels;
   int num_heads, patch_height, patch_width;
   int instance_dim, head_tiles, instance_rows;  // which instance of the kernel
-  int sequence_rows;             // rows of a sequence, padding included
-  int block_rows;                // rows of sequences that a block owns
+  int sequence_rows;                            // rows of a sequence, padding included
+  int block_rows;                               // rows of sequences that a block owns
   int blocks;
   int chunks;        // of the stream, in one order
   int weight_units;  // 16-byte units of `weights`

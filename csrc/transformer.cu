@@ -25,8 +25,8 @@ Status transformer(const TransformerArguments& a, Stream stream) {
   if (a.in_channels < 1 || a.in_channels % 8 != 0 || a.out_channels < 1 || a.out_channels % 8 != 0 || a.dim < 1 ||
       a.dim % 8 != 0) {
     return fail(Status::kInvalidArgument,
-                "transformer: expected channels that are multiples of 8, got in %d, dim %d, out %d", a.in_channels, a.dim,
-                a.out_channels);
+                "transformer: expected channels that are multiples of 8, got in %d, dim %d, out %d", a.in_channels,
+                a.dim, a.out_channels);
   }
   if (a.batch < 1 || a.height < 1 || a.width < 1 || a.patch_height < 1 || a.patch_width < 1 ||
       a.height % a.patch_height != 0 || a.width % a.patch_width != 0) {
@@ -34,8 +34,7 @@ Status transformer(const TransformerArguments& a, Stream stream) {
                 "transformer: expected whole patches, got batch %d, %d × %d pixels, patches of %d × %d", a.batch,
                 a.height, a.width, a.patch_height, a.patch_width);
   }
-  const TransformerInstance* const instance =
-      find_instance(a.instance_dim, a.head_tiles, a.instance_rows, a.bfloat16);
+  const TransformerInstance* const instance = find_instance(a.instance_dim, a.head_tiles, a.instance_rows, a.bfloat16);
   if (instance == nullptr || a.num_heads < 1 || a.dim > instance->dim ||
       a.dim / a.num_heads > 8 * instance->head_tiles) {
     return fail(Status::kInvalidArgument,

@@ -8,30 +8,34 @@
 // Unfold and fold are index arithmetic: token i·(W/pw) + j of sequence p = ph·… + pw is pixel (i·patch_h + p / patch_w,
 // j·patch_w + p % patch_w). All that attends to each other lies in one block, so the stage needs no second kernel.
 //
-// A block owns kRows rows of X: whole sequences, each padded to a multiple of 16 rows. Its eight warps own
-// 16·kRowTiles consecutive rows each, every channel of them, from the first product to the last:
+// A block owns kRows rows of X: whole sequences, each padded to a multiple of 16 rows. Its warps own 16·kRowTiles
+// consecutive rows each, every channel of them, from the first product to the last. With kRowTiles = 2:
 //
-//                     lane 4g    4g+1    4g+2    4g+3        of the row's channels lane 4g + t holds
-//     row 16m + g     2t,2t+1, 8+2t, …: all its pairs        8j + 2t and 8j + 2t + 1 of every 8-channel tile j,
-//     row 16m + g + 8 the same lanes                         as the A fragment of mma.sync has them
+//     rows    0 …  31   warp 0     a tile of 16 rows, g = lane / 4, t = lane % 4:
+//     rows   32 …  63   warp 1
+//         …                           row g      channels 8j + 2t, 8j + 2t + 1 of every 8-channel tile j
+//     rows  224 … 255   warp 7        row g + 8  the same channels, the same lane
 //
-//     warp 0: rows 0 … 31      warp 1: rows 32 … 63      …      warp 7: rows 224 … 255       (kRowTiles = 2)
-//
-// X stays in those registers, in 16 bits. A LayerNorm is two floats a row: its affine part is folded into the next
-// weights, its mean and deviation are applied behind the product (common/linear.cuh). A head's K and V go to shared
-// memory, where all rows of a sequence meet; Q, scores and the head's result stay in registers (attention.cuh), and
-// so does the MLP's hidden layer: fc1's 16 columns after SiLU are fc2's A fragment.
+// that is the layout of mma.sync's A fragment, so a quad of lanes holds a whole row, and X stays in those registers, in
+// 16 bits. A LayerNorm is two floats a row: its affine part is folded into the next weights, its mean and deviation are
+// applied behind the product (common/linear.cuh). A head's K and V go to shared memory, where all rows of a sequence
+// meet; Q, scores and the head's result stay in registers (attention.cuh), and so does the MLP's hidden layer: fc1's 16
+// columns after SiLU are fc2's A fragment. The results of all heads wait in shared memory for W_o, each lane's own.
 //
 // Weights come as a stream of chunks in the order of their use, through a ring of cp.async slots: one block barrier a
 // chunk, which is also the barrier between writing a head's K and V and reading them. The packing is
 // mobilevit_kernels/native/transformer.py; a table holds where each chunk begins and how long it is.
 //
-// Where a sequence has more rows than a block, or the batch is too small to fill the GPU, the layers are kernels of
-// their own and K and V go through global memory ("split"): launch 0 computes X and the K and V of layer 0, launch l + 1
-// the rest of layer l and the K and V of layer l + 1. A block then owns rows of one sequence; the steps are the same.
+// Where a sequence has more rows than a block, the layers are launches of their own and K and V go through global
+// memory
+// ("split"): launch 0 computes X and the K and V of layer 0, launch l + 1 the rest of layer l and the K and V of layer
+// l + 1. A block then owns rows of one sequence, and takes its keys kRows at a time; the steps are the same. Small
+// blocks (kRows = 64) make a small batch fill the GPU in this way; the choice is native/transformer_plan.py.
 //
 // Bytes: x and y once; every block reads all weights, from L2. Expected to bind: the tensor cores at d ≥ 120, special
-// functions (softmax, SiLU) below; with 128 rows a block the weights from L2.
+// functions (softmax, SiLU) below; with 64 or 128 rows a block the weights from L2.
+//
+// Above 500 lines: the steps share the rows in registers, and read best in the order in which a row goes through them.
 #pragma once
 
 #include "attention.cuh"
@@ -45,14 +49,14 @@ namespace mvk {
 template <class T, int kDimOf, int kHeadTilesOf, int kRowTilesOf, int kWarpsOf, bool kPaddedOf>
 struct TransformerConfig {
   using Type = T;
-  static constexpr int kDim = kDimOf;              // channels of a row
-  static constexpr bool kPadded = kPaddedOf;       // the rows may have fewer, padded with zeros
+  static constexpr int kDim = kDimOf;         // channels of a row
+  static constexpr bool kPadded = kPaddedOf;  // the rows may have fewer, padded with zeros
   static constexpr int kTiles = kDim / 8;
   static constexpr int kHeadTiles = kHeadTilesOf;  // 8-channel tiles of a head; smaller heads are padded with zeros
   // Tiles of V that one pass of the attention sums up: beside 256 channels there is no room for more.
   static constexpr int kValueTiles = kTiles > 16 && kHeadTiles > 8 ? 8 : kHeadTiles;
   static constexpr int kQueryPanels = ceil_div(kHeadTiles, 2);
-  static constexpr int kRowTiles = kRowTilesOf;           // tiles of 16 rows a warp
+  static constexpr int kRowTiles = kRowTilesOf;  // tiles of 16 rows a warp
   static constexpr int kWarps = kWarpsOf;
   static constexpr int kBlocksPerSm = 8 / kWarps;  // with 255 registers a thread
   static constexpr int kThreads = 32 * kWarps;
@@ -91,20 +95,20 @@ using ChunkPlace = Words2;
 template <class T>
 struct TransformerParams {
   Global<const T> x;
-  Global<const T> weights;              // the stream
-  Global<const std::uint32_t> table;    // ChunkPlace of every chunk in the order of their use
-  Global<const float> biases;           // [layer][b_o | b_2][kDim]
+  Global<const T> weights;            // the stream
+  Global<const std::uint32_t> table;  // ChunkPlace of every chunk in the order of their use
+  Global<const float> biases;         // [layer][b_o | b_2][kDim]
   Global<T> y;
-  Global<T> rows;                       // split: X between launches, in the order of lanes
-  Global<const T> keys_values_in;       // split: [sequence][head][row][K | V] of this layer …
-  Global<T> keys_values_out;            // … and of the next
+  Global<T> rows;                  // split: X between launches, in the order of lanes
+  Global<const T> keys_values_in;  // split: [sequence][head][row][K | V] of this layer …
+  Global<T> keys_values_out;       // … and of the next
   int height, width, in_channels, out_channels, dim;
   int patch_height, patch_width, patch_columns;  // patch_columns = width / patch_width
   int tokens, sequences;
   int sequence_rows;  // rows of a sequence, padding included
   int block_rows;     // rows of whole sequences in a block
   int heads, hidden_groups;
-  int own_head_tiles;  // tiles of a head that hold channels, at most kHeadTiles
+  int own_head_tiles;           // tiles of a head that hold channels, at most kHeadTiles
   int first_layer, last_layer;  // layers [first, last)
   int first_chunk, end_chunk;
   float epsilon;
@@ -285,7 +289,8 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
   const auto norm_panel = [&](PanelSums& sums, Shared<T> chunk, int panel, auto column_tiles) {
     const Shared<T> part = chunk.part(panel * Config::kPanelElements, Config::kPanelElements);
     clear(sums);
-    multiply_panel<kTiles, decltype(column_tiles)::value>(sums, part, [&](int m, int step) { return rows.fragment[m][step]; });
+    multiply_panel<kTiles, decltype(column_tiles)::value>(sums, part,
+                                                          [&](int m, int step) { return rows.fragment[m][step]; });
     apply_norm(sums, part);
   };
 
@@ -349,7 +354,9 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
   const int head_tiles = params.heads * params.own_head_tiles;
   const Shared<T> heads =
       shared_region<T>("heads", Config::kHeadsBegin, Config::kWarps * kRowTiles * head_tiles * 32 * 4);
-  const auto head_word = [&](int m, int tile) { return (((warp * kRowTiles + m) * head_tiles + tile) * 32 + lane) * 4; };
+  const auto head_word = [&](int m, int tile) {
+    return (((warp * kRowTiles + m) * head_tiles + tile) * 32 + lane) * 4;
+  };
 
   // Split: as many keys of a sequence as the region has rows.
   const auto load_keys_values = [&](int head, int first_key) {

@@ -31,8 +31,8 @@ Status launch_transformer(const TransformerArguments& a, Stream stream) {
   const int limit = shared_memory_limit();
   if (shared_bytes > limit) {
     return fail(Status::kUnsupported,
-                "transformer: %d channels in %d heads need %d bytes of shared memory a block, this device has %d", a.dim,
-                a.num_heads, shared_bytes, limit);
+                "transformer: %d channels in %d heads need %d bytes of shared memory a block, this device has %d",
+                a.dim, a.num_heads, shared_bytes, limit);
   }
   const std::int64_t pixels = std::int64_t{a.batch} * a.height * a.width;
   const std::int64_t rows = a.split ? std::int64_t{a.blocks} * Config::kRows : 0;

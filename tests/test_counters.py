@@ -34,7 +34,7 @@ def test_inverted_residual_stays_within_its_bounds(model: str) -> None:
         assert row.shared_conflicts <= MAX_SHARED_CONFLICTS * row.shared_wavefronts, row
 
 
-# Head dims that are no multiples of 8 are padded: 20 to 24 and 36 to 40. Bytes: at batch 1 the weights are most of them.
+# Head dims that are no multiples of 8 are padded: 20 to 24, 36 to 40. Bytes: at batch 1 most of them are weights.
 TRANSFORMER_BOUNDS = {
     # d: (bytes, mma, MUFU)
     64: (1.02, 1.01, 1.15),

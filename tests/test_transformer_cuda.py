@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
-from conftest import backend_params, skip_unless_available
+from conftest import backend_params, blocks, skip_unless_available
 
 import mobilevit_kernels as mvk
-from mobilevit_kernels import native, registry, simt, verify
+from mobilevit_kernels import native, simt, verify
 from mobilevit_kernels.native import transformer
 from mobilevit_kernels.native.transformer_plan import INSTANCES, Instance, instances_for, lay_out, plan
 from mobilevit_kernels.simt import SimulatorFault
@@ -59,26 +57,12 @@ SPLIT = [
 ]
 
 
-@contextlib.contextmanager
-def blocks(size: str) -> Iterator[None]:
-    """Makes the simulator's backend take its "small" or "large" blocks; a GPU decides by its own size."""
-    if not registry.backends()["simt"].available:
-        yield
-        return
-    library = simt.library()
-    library.set_multiprocessors(1_000_000 if size == "small" else 0)
-    try:
-        yield
-    finally:
-        library.set_multiprocessors()
-
-
 sizes_of_blocks = pytest.mark.parametrize("size", ["small", "large"])
 
 
 def check(case: StageCase, backend: str, dtype: torch.dtype, device: str, size: str = "large") -> None:
     skip_unless_available(backend)
-    with blocks(size):
+    with blocks(backend, size):
         result = verify.check_stage(case, backend, dtype, device)
     assert result.passed, f"error {result.error:.2e}, stock {result.stock_error:.2e}, ratio {result.ratio:.2f}"
 
@@ -263,7 +247,7 @@ def test_batch_invariance_and_unaligned_slices(size, backend, device) -> None:
     x, weights, options = case.build()
     x = x.to(device, torch.float16)
     packed = mvk.pack(weights, torch.float16, device, backend)
-    with blocks(size):
+    with blocks(backend, size):
         whole = mvk.ops.transformer(x, packed, **options)
         for i in (0, 2, 4):
             assert torch.equal(mvk.ops.transformer(x[i : i + 1], packed, **options), whole[i : i + 1])
@@ -292,7 +276,7 @@ def test_silent_under_20_schedules(case: StageCase, size: str) -> None:
     packed = mvk.pack(weights, torch.float16, backend="simt")
     results = []
     try:
-        with blocks(size):
+        with blocks("simt", size):
             for seed in range(20):
                 library.set_seed(seed)
                 library.reset_counters()
