@@ -78,6 +78,54 @@ PYBIND11_MODULE(_C, module) {
       py::arg("residual"), py::arg("bfloat16"));
   module.def("inverted_residual_shared_bytes", &mvk::inverted_residual_shared_bytes);
   module.def("inverted_residual_rows_shared_bytes", &mvk::inverted_residual_rows_shared_bytes);
+  module.def(
+      "transformer",
+      [](int device, std::uintptr_t stream, std::uintptr_t x, std::uintptr_t weights, std::uintptr_t table,
+         std::uintptr_t biases, std::uintptr_t y, std::uintptr_t workspace, int batch, int height, int width,
+         int in_channels, int dim, int hidden_channels, int num_layers, int out_channels, int num_heads,
+         int patch_height, int patch_width, int instance_dim, int head_tiles, int instance_rows, int sequence_rows,
+         int block_rows, int blocks, int chunks, int weight_units, float epsilon, bool split, bool activation,
+         bool bfloat16) {
+        const DeviceGuard guard(device);
+        mvk::TransformerArguments arguments{};
+        arguments.x = pointer<const void>(x);
+        arguments.weights = pointer<const void>(weights);
+        arguments.table = pointer<const void>(table);
+        arguments.biases = pointer<const float>(biases);
+        arguments.y = pointer<void>(y);
+        arguments.workspace = pointer<void>(workspace);
+        arguments.batch = batch;
+        arguments.height = height;
+        arguments.width = width;
+        arguments.in_channels = in_channels;
+        arguments.dim = dim;
+        arguments.hidden_channels = hidden_channels;
+        arguments.num_layers = num_layers;
+        arguments.out_channels = out_channels;
+        arguments.num_heads = num_heads;
+        arguments.patch_height = patch_height;
+        arguments.patch_width = patch_width;
+        arguments.instance_dim = instance_dim;
+        arguments.head_tiles = head_tiles;
+        arguments.instance_rows = instance_rows;
+        arguments.sequence_rows = sequence_rows;
+        arguments.block_rows = block_rows;
+        arguments.blocks = blocks;
+        arguments.chunks = chunks;
+        arguments.weight_units = weight_units;
+        arguments.epsilon = epsilon;
+        arguments.split = split;
+        arguments.activation = activation;
+        arguments.bfloat16 = bfloat16;
+        raise_unless_ok(mvk::transformer(arguments, reinterpret_cast<mvk::Stream>(stream)));
+      },
+      py::arg("device"), py::arg("stream"), py::arg("x"), py::arg("weights"), py::arg("table"), py::arg("biases"),
+      py::arg("y"), py::arg("workspace"), py::arg("batch"), py::arg("height"), py::arg("width"), py::arg("in_channels"),
+      py::arg("dim"), py::arg("hidden_channels"), py::arg("num_layers"), py::arg("out_channels"), py::arg("num_heads"),
+      py::arg("patch_height"), py::arg("patch_width"), py::arg("instance_dim"), py::arg("head_tiles"),
+      py::arg("instance_rows"), py::arg("sequence_rows"), py::arg("block_rows"), py::arg("blocks"), py::arg("chunks"),
+      py::arg("weight_units"), py::arg("epsilon"), py::arg("split"), py::arg("activation"), py::arg("bfloat16"));
+  module.def("transformer_shared_bytes", &mvk::transformer_shared_bytes);
   module.def("golden", [](int device, std::uintptr_t stream, const std::string& name, std::uintptr_t in,
                           std::uintptr_t out, int warps) {
     const DeviceGuard guard(device);

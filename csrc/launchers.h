@@ -32,4 +32,32 @@ int inverted_residual_rows_shared_bytes(int in_channels, int hidden_channels, in
 // Dynamic shared memory of a block of the tile kernel, in bytes.
 int inverted_residual_shared_bytes(int in_channels, int out_channels, int stride, int chunk);
 
+struct TransformerArguments {
+  const void* x;        // (batch, height, width, in_channels), 16-byte aligned
+  const void* weights;  // packed for num_heads and the instance
+  const void* table;    // (2, chunks, 2) int32
+  const float* biases;  // (num_layers, 2, instance_dim)
+  void* y;              // (batch, height, width, out_channels), 16-byte aligned
+  void* workspace;      // split: K and V of two layers, then X
+  int batch, height, width;
+  int in_channels, dim, hidden_channels, num_layers, out_channels;
+  int num_heads, patch_height, patch_width;
+  int instance_dim, head_tiles, instance_rows;  // which instance of the kernel
+  int sequence_rows;                            // rows of a sequence, padding included
+  int block_rows;                               // rows of sequences that a block owns
+  int blocks;
+  int chunks;        // of the stream, in one order
+  int weight_units;  // 16-byte units of `weights`
+  float epsilon;     // of the LayerNorms
+  bool split;        // a launch a layer, K and V through the workspace
+  bool activation;   // SiLU at the end
+  bool bfloat16;     // else float16
+};
+
+Status transformer(const TransformerArguments& arguments, Stream stream);
+
+// Dynamic shared memory of a block of an instance, in bytes; 0: there is no such instance. all_head_tiles: num_heads ·
+// ⌈head_dim / 8⌉.
+int transformer_shared_bytes(int instance_dim, int head_tiles, int instance_rows, int all_head_tiles);
+
 }  // namespace mvk

@@ -6,6 +6,7 @@ not how long it takes.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 import torch
 
 from mobilevit_kernels import native, ops, verify
+from mobilevit_kernels.bench.work import stage_work
+from mobilevit_kernels.native.transformer_plan import instances_for, lay_out
 from mobilevit_kernels.ops._dispatch import pack
 from mobilevit_kernels.verify import StageCase
 
@@ -97,7 +100,8 @@ class Row:
 
 
 def cases(model: str, stage: str | None = None, size: int = 256, batch: int = BATCH) -> Iterator[tuple[str, StageCase]]:
-    """The stages of a network that have a CUDA kernel, each shape once.
+    """The stages of a network that have a CUDA kernel, each shape once; a transformer stage with the images that fill a
+    block.
 
     Args:
         model: a network's name.
@@ -109,7 +113,19 @@ def cases(model: str, stage: str | None = None, size: int = 256, batch: int = BA
     for _, path, case in verify.network_cases((model,), batch=batch, height=size, width=size):
         if case.stage in native.STAGES and stage in (None, case.stage) and str(case) not in seen:
             seen.add(str(case))
-            yield path, case
+            yield path, _filled(case)
+
+
+def _filled(case: StageCase) -> StageCase:
+    """The case at the least batch that fills a block: several short sequences share one."""
+    if case.stage != "transformer":
+        return case
+    (patch_height, patch_width), heads = case.options["patch_size"], case.options["num_heads"]
+    height, width = case.x_shape[2:]
+    tokens = -(-height // patch_height) * -(-width // patch_width)
+    chosen = lay_out(instances_for(case.sizes[1], heads)[0], tokens, 1, case.sizes[3])
+    images = -(-chosen.block_rows // chosen.sequence_rows) // (patch_height * patch_width)
+    return dataclasses.replace(case, x_shape=(max(images, 1), *case.x_shape[1:]))
 
 
 def count(path: str, case: StageCase, dtype: torch.dtype = torch.float16) -> Row:
@@ -126,25 +142,29 @@ def count(path: str, case: StageCase, dtype: torch.dtype = torch.float16) -> Row
     packed = pack(weights, dtype, backend="simt")
     library = simt.library()
     library.reset_counters()
-    y = getattr(ops, case.stage)(x.to(dtype), packed, **options)
+    library.set_multiprocessors(0)  # no batch is small: the variants for throughput
+    try:
+        y = getattr(ops, case.stage)(x.to(dtype), packed, **options)
+    finally:
+        library.set_multiprocessors()
     counted, traffic = library.counters(), library.traffic
 
-    in_channels, hidden_channels, out_channels = packed.sizes
-    in_pixels, out_pixels = (t.shape[0] * t.shape[2] * t.shape[3] for t in (x, y))
-    weight_count = hidden_channels * (in_channels + 9 + out_channels + 2) + out_channels
-    products = hidden_channels * (in_pixels * in_channels + out_pixels * out_channels)
+    work = stage_work(case)
+    products = work.flops // 2
+    if case.stage == "inverted_residual":  # the depthwise step is none of the tensor cores'
+        products -= 9 * packed.sizes[1] * y.shape[0] * y.shape[2] * y.shape[3]
     moved = counted.global_read_bytes + counted.global_write_bytes
     return Row(
         path=path,
         shape=str(case),
-        floor_bytes=2 * (x.numel() + y.numel() + weight_count),
+        floor_bytes=work.bytes(dtype),
         bytes=sum(buffer.read_distinct + buffer.written for buffer in traffic.values()),
         reread_bytes=traffic["x"].read - traffic["x"].read_distinct,
         weight_reread_bytes=traffic["weights"].read - traffic["weights"].read_distinct,
         sector_ratio=32 * (counted.global_read_sectors + counted.global_write_sectors) / moved,
         floor_mma=products / (16 * 8 * 16),
         mma=counted.mma_m16n8k16 + counted.mma_m16n8k8 / 2,
-        floor_mufu=hidden_channels * (in_pixels + out_pixels),
+        floor_mufu=work.special,
         mufu=counted.mufu,
         matrix_conflicts=counted.matrix_load_conflicts,
         shared_conflicts=counted.shared_load_conflicts + counted.shared_store_conflicts + counted.async_copy_conflicts,

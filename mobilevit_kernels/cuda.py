@@ -105,11 +105,19 @@ class CudaLibrary:
         self.extension = extension
 
     def launch(
-        self, stage: str, inputs: Mapping[str, Tensor], output: Tensor, sizes: Mapping[str, int], bfloat16: bool
+        self,
+        stage: str,
+        inputs: Mapping[str, Tensor],
+        output: Tensor,
+        sizes: Mapping[str, float],
+        bfloat16: bool,
+        workspace: Tensor | None = None,
     ) -> None:
         """Launches on the current stream of the output's device."""
         device = output.device.index
         pointers = {name: tensor.data_ptr() for name, tensor in inputs.items()}
+        if workspace is not None:
+            pointers["workspace"] = workspace.data_ptr()
         stream = torch.cuda.current_stream(device).cuda_stream
         getattr(self.extension, stage)(
             device=device, stream=stream, y=output.data_ptr(), bfloat16=bfloat16, **pointers, **sizes
@@ -124,6 +132,11 @@ class CudaLibrary:
         """Shared memory that a block may have on ``device``, in bytes."""
         limit: int = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
         return limit
+
+    def multiprocessors(self, device: torch.device) -> int:
+        """Streaming multiprocessors of ``device``."""
+        count: int = torch.cuda.get_device_properties(device).multi_processor_count
+        return count
 
 
 @functools.lru_cache(maxsize=1)

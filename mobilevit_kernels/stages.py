@@ -41,6 +41,7 @@ class Stage(nn.Module, Generic[W]):
     """
 
     weights_class: ClassVar[type]
+    _num_heads: int | None = None  # of a transformer stage; packing may depend on it
 
     def __init__(
         self,
@@ -86,7 +87,9 @@ class Stage(nn.Module, Generic[W]):
         self.choice = registry.choose(
             self._backend, _dispatch.STAGE_OF[self.weights_class], self.weights, self.compute_dtype, self.device
         )
-        self.packed: Packed = _dispatch.pack(self.weights, self.compute_dtype, self.device, self.choice.backend)
+        self.packed: Packed = _dispatch.pack(
+            self.weights, self.compute_dtype, self.device, self.choice.backend, num_heads=self._num_heads
+        )
 
     @property
     def variant(self) -> str:
@@ -200,6 +203,7 @@ class TransformerStage(Stage[TransformerWeights]):
     def __init__(
         self, weights: TransformerWeights, *, num_heads: int = 4, patch_size: tuple[int, int] = (2, 2), **kwargs: Any
     ) -> None:
+        self._num_heads = num_heads  # before super() packs
         super().__init__(weights, **kwargs)
         self.num_heads, self.patch_size = num_heads, patch_size
 

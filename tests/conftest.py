@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 
 # Before torch or triton is imported: without a GPU, Triton kernels run in the interpreter.
 import torch
@@ -13,7 +15,7 @@ os.environ.setdefault("MVK_LAUNCH_TABLE", "static")  # not whatever `tune` has l
 
 import pytest
 
-from mobilevit_kernels import registry
+from mobilevit_kernels import native, registry
 
 # One thread a process: `make test` runs a process a core.
 torch.set_num_threads(1)
@@ -36,6 +38,17 @@ def backend_params(*names: str) -> list[object]:
             marks = [pytest.mark.gpu] if device == "cuda" else []
             params.append(pytest.param(name, device, marks=marks, id=f"{name}-{device}"))
     return params
+
+
+@contextlib.contextmanager
+def blocks(backend: str, size: str) -> Iterator[None]:
+    """Makes the transformer of "simt" or "cuda" take its "small" or its "large" blocks, whatever the batch."""
+    library = native.library(backend)
+    library.multiprocessors = lambda device: 1_000_000 if size == "small" else 0  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del library.multiprocessors
 
 
 def skip_unless_available(backend: str) -> None:

@@ -82,11 +82,11 @@ def launch(case: StageCase, kernel: int | str, x: torch.Tensor | None = None, dt
 
 @contextlib.contextmanager
 def multiprocessors(count: int) -> Iterator[None]:
-    simt.library().set_multiprocessors(count)
+    simt.library().set_grid_multiprocessors(count)
     try:
         yield
     finally:
-        simt.library().set_multiprocessors()
+        simt.library().set_grid_multiprocessors()
 
 
 SILENT = [

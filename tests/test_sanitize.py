@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import backend_params, skip_unless_available
+from conftest import backend_params, blocks, skip_unless_available
 
 import mobilevit_kernels as mvk
 from mobilevit_kernels import native, verify
@@ -16,6 +16,9 @@ CASES = [
     StageCase("inverted_residual", (24, 40, 48), (3, 24, 9, 11), {"stride": 2}),
     StageCase("inverted_residual", (40, 72, 104), (1, 40, 17, 9), {"stride": 2}),
     StageCase("inverted_residual", (16, 32, 24), (1, 16, 9, 8), {"dilation": 3}),
+    StageCase("transformer", (24, 80, 40, 1, 24), (2, 24, 6, 10), {"num_heads": 4}),
+    StageCase("transformer", (16, 64, 48, 2, 24), (1, 16, 9, 11), {"num_heads": 4, "patch_size": (1, 1)}),  # split
+    StageCase("transformer", (16, 144, 48, 1, 8), (1, 16, 8, 10), {"num_heads": 4, "patch_size": (2, 1)}),
 ]
 
 
@@ -36,7 +39,8 @@ def test_small_case(case: StageCase, dtype: torch.dtype, backend: str, device: s
         return value.to(dtype).contiguous(memory_format=torch.channels_last).to(device)
 
     packed = mvk.pack(weights, dtype, device, backend)
-    y = getattr(mvk.ops, case.stage)(move(x), packed, **{name: move(value) for name, value in options.items()})
+    with blocks(backend, "large" if 144 in case.sizes else "small"):
+        y = getattr(mvk.ops, case.stage)(move(x), packed, **{name: move(value) for name, value in options.items()})
     x = x.to(dtype)
     truth = verify.reference(case.stage, x, weights, **options)
     stock = verify.reference(case.stage, x, weights, dtype=dtype, **options)

@@ -45,7 +45,8 @@ def run(*command: str) -> str:
 
 def short_name(mangled: str) -> str:
     """A readable name from a mangled one: ``inverted_residual float16 stride 2, 8 tiles, large`` (output tiles, tile of
-    pixels), ``inverted_residual_rows float16 stride 1, 64 → 64, 3 × 16 pixels, 8 warps`` (channels, a warp's step)."""
+    pixels), ``inverted_residual_rows float16 stride 1, 64 → 64, 3 × 16 pixels, 8 warps`` (channels, a warp's step),
+    ``transformer float16 144 channels, heads of 40, 256 rows a block``."""
     dtype = "float16" if "6__half" in mangled else "bfloat16"
     if tile := re.search(r"InvertedResidualConfigI\w+?Li(\d+)ELi(\d+)ELb([01])E", mangled):
         stride, tiles, large = tile.groups()
@@ -56,6 +57,10 @@ def short_name(mangled: str) -> str:
             f"inverted_residual_rows {dtype} stride {stride}, {in_channels} → {out_channels}, "
             f"{step_rows} × {16 * int(tiles)} pixels, {warps} warps"
         )
+    if config := re.search(r"TransformerConfigI\w+?Li(\d+)ELi(\d+)ELi(\d+)ELi(\d+)ELb([01])E", mangled):
+        dim, head_tiles, row_tiles, warps, padded = config.groups()
+        size = f"{'up to ' if padded == '1' else ''}{dim} channels, heads of {8 * int(head_tiles)}"
+        return f"transformer {dtype} {size}, {16 * int(row_tiles) * int(warps)} rows a block"
     return mangled
 
 

@@ -45,6 +45,9 @@ MVK_DEVICE float rsqrt_approx(float x) {
   return y;
 }
 
+// The larger one; the other where one is NaN.
+MVK_DEVICE float max_of(float a, float b) { return fmaxf(a, b); }
+
 }  // namespace mvk
 
 #endif

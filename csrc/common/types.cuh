@@ -62,6 +62,12 @@ struct IsSame<A, A> {
   static constexpr bool value = true;
 };
 
+// A number as a type, for a lambda that needs it at compile time.
+template <int kValue>
+struct Constant {
+  static constexpr int value = kValue;
+};
+
 MVK_HOST_DEVICE constexpr int ceil_div(int dividend, int divisor) { return (dividend + divisor - 1) / divisor; }
 MVK_HOST_DEVICE constexpr int round_up(int value, int multiple) { return ceil_div(value, multiple) * multiple; }
 
@@ -109,6 +115,12 @@ MVK_DEVICE Pair<T> mul(Pair<T> a, Pair<T> b) {
 template <class T>
 MVK_DEVICE Pair<T> add(Pair<T> a, Pair<T> b) {
   return detail::wrap(__hadd2(detail::native(a), detail::native(b)));
+}
+
+// Makes the compiler forget what it has computed from the pair: unpacking it again is cheaper than two registers.
+template <class T>
+MVK_DEVICE void forget(Pair<T>& pair) {
+  asm volatile("" : "+r"(pair.bits));
 }
 
 }  // namespace mvk

@@ -61,6 +61,13 @@ int mvk_inverted_residual(const InvertedResidualArguments* arguments) {
   return guarded([&] { return inverted_residual(*arguments, nullptr); });
 }
 
+int mvk_transformer_shared_bytes(int instance_dim, int head_tiles, int instance_rows, int all_head_tiles) {
+  return transformer_shared_bytes(instance_dim, head_tiles, instance_rows, all_head_tiles);
+}
+int mvk_transformer(const TransformerArguments* arguments) {
+  return guarded([&] { return transformer(*arguments, nullptr); });
+}
+
 int mvk_golden(const char* name, const void* in, void* out, int warps) {
   return guarded([&] { return golden(name, in, out, warps, nullptr); });
 }

@@ -57,4 +57,6 @@ inline float rsqrt_approx(float x) {
   return simt::with_relative_error(1.0 / std::sqrt(static_cast<double>(x)), 0x1p-23f, x);
 }
 
+inline float max_of(float a, float b) { return std::fmax(a, b); }
+
 }  // namespace mvk

@@ -97,6 +97,9 @@ struct Word {
 
 constexpr std::size_t kStackBytes = 256 * 1024;
 
+// In Buffer::written_by: what launches before this one wrote is there for all blocks.
+constexpr std::uint32_t kEarlierLaunch = 0xffffffffu;
+
 struct Machine {
   Options options;
   std::vector<Buffer*> buffers;
@@ -727,7 +730,7 @@ void* checked_global(bool write, const GlobalView& view, std::int64_t byte_offse
       if (writer == 0 && !write)
         fault(where, "global buffer '%s' byte %lld: read, but nothing was written there", name,
               static_cast<long long>(byte_offset));
-      if (writer != 0 && writer != machine.serial_in_launch) {
+      if (writer != 0 && writer != kEarlierLaunch && writer != machine.serial_in_launch) {
         fault(where,
               "race on global buffer '%s' byte %lld: %s here and written by another block (number %u in the order "
               "of the run)",
@@ -842,6 +845,9 @@ bool run(const char* kernel, std::int64_t blocks_x, int blocks_y, int threads, i
   machine.faulted = false;
   machine.random = machine.options.seed;
   machine.serial_in_launch = 0;
+  for (Buffer* buffer : machine.buffers) {
+    for (std::uint32_t& writer : buffer->written_by) writer = writer == 0 ? 0 : kEarlierLaunch;
+  }
   machine.shared.assign(static_cast<std::size_t>(shared_bytes), 0xff);
   if (machine.words.size() < static_cast<std::size_t>(shared_bytes) / 4 + 1) {
     machine.words.resize(static_cast<std::size_t>(shared_bytes) / 4 + 1);

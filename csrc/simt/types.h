@@ -107,4 +107,7 @@ Pair<T> add(Pair<T> a, Pair<T> b) {
   return make_pair<T>(low(a) + low(b), high(a) + high(b));
 }
 
+template <class T>
+void forget(Pair<T>&) {}
+
 }  // namespace mvk

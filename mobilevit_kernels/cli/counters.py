@@ -40,10 +40,10 @@ __all__ = ["counters"]
 def counters(models: tuple[str, ...], stage: str | None, size: int, batch: int, dtype_name: str, as_json: bool) -> None:
     """Count what the CUDA kernels do, on the host simulator, beside the least that the mathematics needs.
 
-    Each shape once, on a GPU of one multiprocessor. Bytes are those that device memory sees; re-reads (halos of
-    neighbouring tiles or strips, and the weights by every block) come from the L2 cache. "B/mma" is what shared memory
-    moves for a matrix instruction, at 128 bytes a cycle, shuffles included. The counts are exact and the same on every
-    machine.
+    Each shape once, on a GPU of one multiprocessor; a transformer stage at the least batch that fills a block. Bytes
+    are those that device memory sees; re-reads (halos of neighbouring tiles or strips, and the weights by every block)
+    come from the L2 cache. "B/mma" is what shared memory moves for a matrix instruction, at 128 bytes a cycle, shuffles
+    included. The counts are exact and the same on every machine.
     """
     status = registry.backends()["simt"]
     if not status.available:

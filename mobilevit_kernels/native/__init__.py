@@ -20,14 +20,20 @@ from mobilevit_kernels.canonical import StageWeights
 __all__ = ["DTYPES", "STAGES", "Library", "library", "refusal", "source_folder", "stage_module"]
 
 DTYPES = (torch.float16, torch.bfloat16)
-STAGES = ("inverted_residual",)
+STAGES = ("inverted_residual", "transformer")
 
 
 class Library(Protocol):
     """The launchers of one backend."""
 
     def launch(
-        self, stage: str, inputs: Mapping[str, Tensor], output: Tensor, sizes: Mapping[str, int], bfloat16: bool
+        self,
+        stage: str,
+        inputs: Mapping[str, Tensor],
+        output: Tensor,
+        sizes: Mapping[str, float],
+        bfloat16: bool,
+        workspace: Tensor | None = None,
     ) -> None:
         """Launches a stage.
 
@@ -35,8 +41,9 @@ class Library(Protocol):
             stage: the launcher's name.
             inputs: every tensor that it reads, by the launcher's name for it.
             output: the tensor that it writes.
-            sizes: its integers and flags, by name.
+            sizes: its numbers and flags, by name.
             bfloat16: the compute dtype is bfloat16, else float16.
+            workspace: memory that it may use as it likes; None: it takes none.
         """
 
     def shared_bytes(self, stage: str, *sizes: int) -> int:
@@ -44,6 +51,9 @@ class Library(Protocol):
 
     def shared_limit(self, device: torch.device) -> int:
         """Shared memory that a block may have, in bytes."""
+
+    def multiprocessors(self, device: torch.device) -> int:
+        """Streaming multiprocessors of the device."""
 
 
 def library(backend: str) -> Library:

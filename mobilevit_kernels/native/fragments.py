@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-__all__ = ["lane_channels", "pad_to", "to_b_fragments"]
+__all__ = ["lane_channels", "pad_to", "to_b_fragment_tail", "to_b_fragments"]
 
 
 def pad_to(x: Tensor, *sizes: int) -> Tensor:
@@ -40,3 +40,16 @@ def to_b_fragments(matrix: Tensor) -> Tensor:
     depth, columns = (-(-size // 16) * 16 for size in matrix.shape)
     tiles = pad_to(matrix, depth, columns).reshape(depth // 16, 2, 4, 2, columns // 16, 2, 8)  # s, r, t, h, p, j, g
     return tiles.permute(0, 4, 6, 2, 5, 1, 3).reshape(depth // 16, columns // 16, 32, 8)
+
+
+def to_b_fragment_tail(matrix: Tensor) -> Tensor:
+    """Reorders the last eight rows of a matrix, (8, N), for mma.sync.m16n8k8: an 8-byte load gives two n8 tiles.
+
+    lane's four values of column pair p are ``matrix[2·t + h, 16·p + 8·j + g]`` for (j, h) in lexicographic order.
+
+    Returns:
+        (N/16, 32, 4): pair of n-tiles, lane, the four values.
+    """
+    columns = -(-matrix.shape[1] // 16) * 16
+    tiles = pad_to(matrix, 8, columns).reshape(4, 2, columns // 16, 2, 8)  # t, h, p, j, g
+    return tiles.permute(2, 4, 0, 3, 1).reshape(columns // 16, 32, 4)

@@ -60,6 +60,8 @@ def pack(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     backend: str = "auto",
+    *,
+    num_heads: int | None = None,
 ) -> Packed:
     """Packs the canonical weights of one stage for a backend, once, so that calls need not.
 
@@ -68,6 +70,8 @@ def pack(
         dtype: the compute dtype; None: float16 on a GPU, float32 elsewhere.
         device: where the packed weights live; None: where ``weights`` are.
         backend: "auto", "cuda", "triton", "torch" or "simt".
+        num_heads: of a transformer stage, where it is known. The CUDA kernels' weights are packed for a number of
+            heads; None: for 4, and a call with another number packs anew each time.
 
     Returns:
         What the ops of :mod:`mobilevit_kernels.ops` take in place of ``weights``.
@@ -88,12 +92,15 @@ def pack(
         raise ValueError(f"dtype: expected a floating-point torch.dtype, got {dtype!r}")
     choice = registry.choose(backend, stage, weights, dtype, device)
     with torch.no_grad():
-        tensors = stage_module(choice.backend, stage).pack(weights, dtype, device)
+        options = {"num_heads": num_heads} if stage == "transformer" and choice.backend in ("cuda", "simt") else {}
+        tensors = stage_module(choice.backend, stage).pack(weights, dtype, device, **options)
     eps = weights.eps if isinstance(weights, TransformerWeights) else 1e-5
     return Packed(stage, choice.backend, dtype, device, tuple(tensors), sizes_of(weights), eps)
 
 
-def prepare(stage: str, x: Tensor, weights: StageWeights | Packed, backend: str) -> Packed:
+def prepare(
+    stage: str, x: Tensor, weights: StageWeights | Packed, backend: str, num_heads: int | None = None
+) -> Packed:
     """The packed weights of a call: ``weights`` itself where it is packed, else packed now in ``x``'s dtype.
 
     Raises:
@@ -104,7 +111,8 @@ def prepare(stage: str, x: Tensor, weights: StageWeights | Packed, backend: str)
         if STAGE_OF.get(type(weights)) != stage:
             expected = next(cls.__name__ for cls, name in STAGE_OF.items() if name == stage)
             raise TypeError(f"weights: expected {expected} or its packed form, got {type(weights).__name__}")
-        return pack(weights, x.dtype if x.is_floating_point() else None, x.device, backend)
+        dtype = x.dtype if x.is_floating_point() else None
+        return pack(weights, dtype, x.device, backend, num_heads=num_heads)
     if weights.stage != stage:
         raise TypeError(f"weights: expected packed weights of {stage}, got those of {weights.stage}")
     if backend not in ("auto", weights.backend):

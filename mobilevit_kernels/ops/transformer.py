@@ -54,7 +54,7 @@ def transformer(
     _checks.check_inference("x", x)
     _checks.check_positive("num_heads", num_heads)
     patch_height, patch_width = _checks.check_patch_size(patch_size)
-    packed = _dispatch.prepare("transformer", x, weights, backend)
+    packed = _dispatch.prepare("transformer", x, weights, backend, num_heads)
     _checks.check_channels("x", x, packed.sizes[0])
     _checks.check_divides("num_heads", num_heads, "the transformer's width", packed.sizes[1])
     return _launch(

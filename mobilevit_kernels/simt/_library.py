@@ -15,6 +15,7 @@ from torch import Tensor
 
 __all__ = ["Counters", "SimtLibrary", "SimulatorFault", "Traffic"]
 
+MULTIPROCESSORS = 132  # of an H200
 SHARED_LIMIT = 232448  # bytes of shared memory a block may have on sm_90
 
 
@@ -78,7 +79,23 @@ class _InvertedResidualArguments(ctypes.Structure):
     )
 
 
-_ARGUMENTS: dict[str, Any] = {"inverted_residual": _InvertedResidualArguments}
+class _TransformerArguments(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("x", "weights", "table", "biases", "y", "workspace")),
+        *(
+            (name, ctypes.c_int)
+            for name in (
+                "batch", "height", "width", "in_channels", "dim", "hidden_channels", "num_layers", "out_channels",
+                "num_heads", "patch_height", "patch_width", "instance_dim", "head_tiles", "instance_rows",
+                "sequence_rows", "block_rows", "blocks", "chunks", "weight_units",
+            )
+        ),
+        ("epsilon", ctypes.c_float),
+        *((name, ctypes.c_bool) for name in ("split", "activation", "bfloat16")),
+    )  # fmt: skip
+
+
+_ARGUMENTS: dict[str, Any] = {"inverted_residual": _InvertedResidualArguments, "transformer": _TransformerArguments}
 
 
 class SimtLibrary:
@@ -91,11 +108,18 @@ class SimtLibrary:
         self._library.mvk_add_buffer.argtypes = [ctypes.c_char_p, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int]
         self._lock = threading.Lock()
         self._shared_limit = SHARED_LIMIT
+        self._multiprocessors = MULTIPROCESSORS
         #: Traffic of each buffer of the last launch, by name.
         self.traffic: dict[str, Traffic] = {}
 
     def launch(
-        self, stage: str, inputs: Mapping[str, Tensor], output: Tensor, sizes: Mapping[str, int], bfloat16: bool
+        self,
+        stage: str,
+        inputs: Mapping[str, Tensor],
+        output: Tensor,
+        sizes: Mapping[str, float],
+        bfloat16: bool,
+        workspace: Tensor | None = None,
     ) -> None:
         """Runs a stage; see :class:`mobilevit_kernels.native.Library`.
 
@@ -106,7 +130,12 @@ class SimtLibrary:
         arguments = _ARGUMENTS[stage](bfloat16=bfloat16, y=output.data_ptr(), **sizes)
         for name, tensor in inputs.items():
             setattr(arguments, name, tensor.data_ptr())
-        self.run_raw(f"mvk_{stage}", [ctypes.byref(arguments)], inputs, {"y": output})
+        outputs = {"y": output}
+        if workspace is not None:
+            arguments.workspace = workspace.data_ptr()
+            if workspace.numel():
+                outputs["workspace"] = workspace
+        self.run_raw(f"mvk_{stage}", [ctypes.byref(arguments)], inputs, outputs)
 
     def run_raw(
         self, function: str, arguments: list[Any], inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]
@@ -153,9 +182,17 @@ class SimtLibrary:
         self._shared_limit = limit
         self._library.mvk_set_shared_limit(limit)
 
-    def set_multiprocessors(self, count: int = 1) -> None:
-        """Simulates a GPU with ``count`` multiprocessors, which persistent kernels size their grid by."""
+    def set_grid_multiprocessors(self, count: int = 1) -> None:
+        """Sizes the grid of persistent kernels as for ``count`` multiprocessors; one keeps a simulation short."""
         self._library.mvk_set_multiprocessors(count)
+
+    def multiprocessors(self, device: torch.device) -> int:
+        """Of the simulated GPU: as many as an H200 has unless set otherwise."""
+        return self._multiprocessors
+
+    def set_multiprocessors(self, count: int = MULTIPROCESSORS) -> None:
+        """Simulates a GPU with ``count`` multiprocessors, as far as the choice of a variant goes."""
+        self._multiprocessors = count
 
     def set_seed(self, seed: int) -> None:
         """Chooses the interleaving of warps and lanes of the launches to come."""

@@ -1,0 +1,150 @@
+// Matrix products of rows that stay in a warp's registers with packed weights in shared memory.
+//
+// A warp owns kRowTiles tiles of 16 rows. Rows are kept as A fragments, in 16 bits, two 8-channel tiles to a fragment;
+// sums are C fragments. Because a C fragment of two neighbouring 8-column tiles is, rounded, the A fragment of the 16
+// columns, one product's result is the next one's operand without a shuffle.
+//
+// Two shapes of weights, both of B fragments in the order of lanes (mobilevit_kernels/native/fragments.py):
+//   panel  all K rows × 16 columns: [k-step of 16][lane][4 words], then [lane][2 words] for a last k-step of 8
+//   slab   16 rows × all N columns: [pair of 8-column tiles][lane][4 words]
+#pragma once
+
+#include "math.cuh"
+#include "mma.cuh"
+#include "warp.cuh"
+
+namespace mvk {
+
+// Elements of a panel's B fragments for 8·tiles rows.
+MVK_HOST_DEVICE constexpr int panel_elements(int tiles) { return tiles * 128; }
+
+// Rows of a warp, 8·kTiles channels each, as A operands.
+template <class T, int kRowTiles, int kTiles>
+struct RowFragments {
+  FragmentA<T> fragment[kRowTiles][(kTiles + 1) / 2];
+
+  // Tile j of row tile m: half 0 is row g, half 1 row g + 8, channels 8j + 2t and the next.
+  MVK_DEVICE Pair<T>& at(int m, int tile, int half) { return fragment[m][tile / 2].reg[tile % 2 * 2 + half]; }
+  MVK_DEVICE Pair<T> at(int m, int tile, int half) const { return fragment[m][tile / 2].reg[tile % 2 * 2 + half]; }
+  MVK_DEVICE void round(int m, int tile, const FragmentC& sums) {
+    at(m, tile, 0) = make_pair<T>(sums.value[0], sums.value[1]);
+    at(m, tile, 1) = make_pair<T>(sums.value[2], sums.value[3]);
+  }
+};
+
+// sums[m][j] += rows · panel for the first kColumnTiles of its two 8-column tiles, with 8·kTiles channels a row;
+// fragment_of(m, step) is the A fragment of a k-step.
+template <int kTiles, int kColumnTiles, int kRowTiles, class T, class FragmentOf>
+MVK_DEVICE void multiply_panel(FragmentC (&sums)[kRowTiles][2], Shared<T> panel, const FragmentOf& fragment_of) {
+  const int lane = lane_index();
+#pragma unroll
+  for (int step = 0; step < kTiles / 2; ++step) {
+    const Words4 words = panel.template load<Words4>((step * 32 + lane) * 8);
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m) {
+      const FragmentA<T> a = fragment_of(m, step);
+      mma_m16n8k16(sums[m][0], a, FragmentB<T>{{{words.word[0]}, {words.word[1]}}});
+      if (kColumnTiles == 2) mma_m16n8k16(sums[m][1], a, FragmentB<T>{{{words.word[2]}, {words.word[3]}}});
+    }
+  }
+  if constexpr (kTiles % 2 != 0) {
+    const Words2 words = panel.template load<Words2>(kTiles / 2 * 256 + lane * 4);
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m) {
+      const FragmentA<T> a = fragment_of(m, kTiles / 2);
+      mma_m16n8k8(sums[m][0], a, FragmentB<T>{{{words.word[0]}, {}}});
+      if (kColumnTiles == 2) mma_m16n8k8(sums[m][1], a, FragmentB<T>{{{words.word[1]}, {}}});
+    }
+  }
+}
+
+// sums[m][tile] += a[m] · slab for all kTiles 8-column tiles.
+template <int kRowTiles, int kTiles, class T>
+MVK_DEVICE void multiply_slab(FragmentC (&sums)[kRowTiles][kTiles], const FragmentA<T> (&a)[kRowTiles],
+                              Shared<T> slab) {
+  const int lane = lane_index();
+#pragma unroll
+  for (int tile = 0; tile < kTiles; tile += 2) {
+    const Words4 words = slab.template load<Words4>((tile / 2 * 32 + lane) * 8);
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m) {
+      mma_m16n8k16(sums[m][tile], a[m], FragmentB<T>{{{words.word[0]}, {words.word[1]}}});
+      if (tile + 1 < kTiles) {
+        mma_m16n8k16(sums[m][tile + 1], a[m], FragmentB<T>{{{words.word[2]}, {words.word[3]}}});
+      }
+    }
+  }
+}
+
+// LayerNorm as a line: row · scale + shift, scale = 1/σ, shift = −μ/σ, for the two rows of each row tile.
+template <int kRowTiles>
+struct RowLines {
+  float scale[kRowTiles][2];
+  float shift[kRowTiles][2];
+};
+
+// The sum over a row: its channels lie with the four lanes of a quad.
+MVK_DEVICE float quad_sum(float value) {
+  value += shuffle_xor(value, 1);
+  return value + shuffle_xor(value, 2);
+}
+
+// Mean and variance in two passes over the registers. kPadded: channels from `channels` on are padding and zero; else
+// there are none.
+template <bool kPadded, class T, int kRowTiles, int kTiles>
+MVK_DEVICE void layer_norm_lines(RowLines<kRowTiles>& lines, const RowFragments<T, kRowTiles, kTiles>& rows,
+                                 int channels, float epsilon) {
+  const float per_channel = 1.0f / static_cast<float>(channels);
+#pragma unroll
+  for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float sum = 0.0f;
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile) sum += low(rows.at(m, tile, half)) + high(rows.at(m, tile, half));
+      const float mean = quad_sum(sum) * per_channel;
+      float squares = 0.0f;
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile) {
+        if (!kPadded || 8 * tile < channels) {
+          const float first = low(rows.at(m, tile, half)) - mean;
+          const float second = high(rows.at(m, tile, half)) - mean;
+          squares += first * first + second * second;
+        }
+      }
+      const float scale = rsqrt_approx(quad_sum(squares) * per_channel + epsilon);
+      lines.scale[m][half] = scale;
+      lines.shift[m][half] = -mean * scale;
+    }
+  }
+}
+
+// A panel behind a LayerNorm holds, after its fragments, 16 biases and 16 column sums of the weights (floats): with
+// x̂ = scale·x + shift, x̂·W + b = scale·(x·W) + shift·Σₖ Wₖ + b. The product takes the rows as they are.
+struct PanelEnds {
+  Floats2 bias[2];  // of this lane's two columns in each 8-column tile
+  Floats2 column_sum[2];
+
+  template <class T>
+  MVK_DEVICE PanelEnds(Shared<T> panel, int tiles) {
+    const int t = lane_index() % 4;
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      bias[j] = panel.template load<Floats2>(panel_elements(tiles) + (8 * j + 2 * t) * 2);
+      column_sum[j] = panel.template load<Floats2>(panel_elements(tiles) + 32 + (8 * j + 2 * t) * 2);
+    }
+  }
+
+  // line: scale of rows g and g + 8, then their shift.
+  MVK_DEVICE void apply(FragmentC& sums, int j, const Floats4& line) const {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float offset = line.value[2 + i / 2] * column_sum[j].value[i % 2] + bias[j].value[i % 2];
+      sums.value[i] = sums.value[i] * line.value[i / 2] + offset;
+    }
+  }
+};
+// Elements of a panel with its ends.
+MVK_HOST_DEVICE constexpr int norm_panel_elements(int tiles) { return panel_elements(tiles) + 64; }
+
+}  // namespace mvk

@@ -1,0 +1,344 @@
+"""Transformer stage in CUDA (csrc/transformer.cuh): packing and call."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mobilevit_kernels import canonical, native
+from mobilevit_kernels.canonical import EncoderLayerWeights, TransformerWeights
+from mobilevit_kernels.native.fragments import pad_to, to_b_fragment_tail, to_b_fragments
+from mobilevit_kernels.native.transformer_plan import (
+    DEFAULT_HEADS,
+    MAX_DIM,
+    MAX_HEAD_DIM,
+    Instance,
+    instances_for,
+    plan,
+    tiles_of,
+)
+from mobilevit_kernels.ops import _dispatch
+from mobilevit_kernels.packed import Packed
+from mobilevit_kernels.registry import BackendUnavailable
+
+__all__ = ["Stream", "pack", "pack_stream", "refusal", "run", "shared_bytes", "variant"]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Weights in the order in which the kernel takes them.
+
+    Attributes:
+        weights: chunks one after the other, uint8.
+        table: (chunks, 2) int32, begin and length of each chunk in units of 16 bytes, in the order of one launch, then
+            in that of a launch a layer.
+        biases: (layers, 2, instance.dim) float32: b_o and b_2.
+    """
+
+    weights: Tensor
+    table: Tensor
+    biases: Tensor
+
+
+# A lane takes channels 4t … 4t + 3 of 16 with one access: place 8·r + 2·t + h of a fragment is channel 4·t + 2·r + h.
+_LANE_ORDER = torch.tensor([4 * t + 2 * r + h for r in range(2) for t in range(4) for h in range(2)])
+
+
+def _in_lane_order(x: Tensor) -> Tensor:
+    """The rows of ``x``, zero-padded to a multiple of 16, in the order in which lanes hold channels in memory."""
+    rows = -(-x.shape[0] // 16) * 16
+    padded = pad_to(x, rows, *x.shape[1:])
+    return padded.reshape(rows // 16, 16, *x.shape[1:])[:, _LANE_ORDER].reshape(padded.shape)
+
+
+def _bytes(x: Tensor) -> Tensor:
+    return x.contiguous().view(torch.uint8).flatten()
+
+
+def _slabs(matrix: Tensor, dtype: torch.dtype) -> Tensor:
+    """(K, N) → (K/16, bytes): 16 rows and all columns each."""
+    return to_b_fragments(matrix).to(dtype).flatten(1).view(torch.uint8)
+
+
+def _norm_panels(matrix: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
+    """(K, N) and (N,) → (N/16, bytes): 16 columns and all K rows, their biases, their sums of the rounded weights.
+
+    K is a multiple of 8.
+    """
+    columns = -(-matrix.shape[1] // 16) * 16
+    matrix, bias = pad_to(matrix, matrix.shape[0], columns).to(dtype).float(), pad_to(bias, columns)
+    whole = matrix.shape[0] // 16 * 16
+    parts = [to_b_fragments(matrix[:whole]).transpose(0, 1).to(dtype).flatten(1).view(torch.uint8)]
+    if whole < matrix.shape[0]:
+        parts.append(to_b_fragment_tail(matrix[whole:]).to(dtype).flatten(1).view(torch.uint8))
+    ends = torch.stack([bias.reshape(-1, 16), matrix.double().sum(0).float().reshape(-1, 16)], dim=1)
+    parts.append(ends.flatten(1).contiguous().view(torch.uint8))
+    return torch.cat(parts, dim=1)
+
+
+def _behind_norm(
+    weight: Tensor, bias: Tensor, norm_weight: Tensor, norm_bias: Tensor, scale: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """(N, K) behind a LayerNorm's affine → (K, N) and (N,) behind its normalisation alone, times ``scale``."""
+    weight = weight.double()
+    folded_bias = bias.double() + weight @ norm_bias.double()
+    return (scale * weight * norm_weight.double()).t().float(), (scale * folded_bias).float()
+
+
+def _heads_of(x: Tensor, num_heads: int, head_tiles: int) -> Tensor:
+    """(heads · head_dim, …) → (heads, 8 · head_tiles, …), zero-padded."""
+    heads = x.reshape(num_heads, -1, *x.shape[1:])
+    return pad_to(heads, num_heads, 8 * head_tiles, *x.shape[1:])
+
+
+class _Builder:
+    """Puts chunks one behind the other and remembers where they are."""
+
+    def __init__(self, panels: int) -> None:
+        self.panels = panels
+        self.parts: list[Tensor] = []
+        self.end = 0
+
+    def add(self, records: Tensor, a_chunk: int | None = None) -> list[tuple[int, int]]:
+        """Adds (count, bytes) records, up to ``a_chunk`` of them a chunk; the chunks' places."""
+        places = []
+        for chunk in records.split(a_chunk or self.panels):
+            units = chunk.numel() // 16
+            self.parts.append(chunk.flatten())
+            places.append((self.end, units))
+            self.end += units
+        return places
+
+
+def pack_stream(weights: TransformerWeights, dtype: torch.dtype, num_heads: int, instance: Instance) -> Stream:
+    """Packs the weights for one instance of the kernel, on the CPU. A pure function.
+
+    Folded in: the affine part of every LayerNorm into the weights behind it; the attention's scale and log2 e into W_q
+    (softmax is computed with powers of 2); 0.5 into W_1 and W_out (``silu(x)`` is computed from ``x / 2``).
+    """
+    dim = instance.dim
+    builder = _Builder(instance.panels)
+    head_dim = weights.in_weight.shape[0] // num_heads
+
+    def on_cpu(x: Tensor) -> Tensor:
+        return x.detach().cpu().float()
+
+    in_matrix = on_cpu(weights.in_weight).flatten(1).t()
+    in_places = builder.add(_slabs(_in_lane_order(pad_to(in_matrix, in_matrix.shape[0], dim)), dtype))
+    keys_values, queries, rest, biases = [], [], [], []
+    for layer in weights.layers:
+        tensors = {name: on_cpu(tensor) for name, tensor in canonical.named_tensors(layer)}
+        layer_on_cpu = EncoderLayerWeights(**tensors)
+        query, key_value = _attention_panels(layer_on_cpu, num_heads, head_dim, instance, dtype)
+        keys_values.append([builder.add(panels) for panels in key_value])
+        queries.append([builder.add(panels) for panels in query])
+        output = _heads_of(layer_on_cpu.proj_weight.t(), num_heads, -(-head_dim // 8)).flatten(0, 1)
+        places = builder.add(_slabs(pad_to(output, output.shape[0], dim), dtype))
+        places += builder.add(_mlp_groups(layer_on_cpu, dim, dtype), instance.panels // 2)
+        rest.append(places)
+        biases.append(torch.stack([pad_to(layer_on_cpu.proj_bias, dim), pad_to(layer_on_cpu.fc2_bias, dim)]))
+    matrix, bias = _behind_norm(
+        on_cpu(weights.out_weight).flatten(1), on_cpu(weights.out_bias), on_cpu(weights.norm_weight),
+        on_cpu(weights.norm_bias), 0.5,
+    )  # fmt: skip
+    matrix = _in_lane_order(pad_to(matrix, dim, matrix.shape[1]).t()).t()
+    out_places = builder.add(_norm_panels(matrix, _in_lane_order(bias), dtype))
+
+    one_launch = list(in_places)
+    launch_a_layer = list(in_places)
+    heads = range(num_heads)
+    for i in range(len(weights.layers)):
+        launch_a_layer += [place for head in heads for place in keys_values[i][head]]
+        launch_a_layer += [place for head in heads for place in queries[i][head]] + rest[i]
+        one_launch += [place for head in heads for place in keys_values[i][head] + queries[i][head]] + rest[i]
+    places = one_launch + out_places + launch_a_layer + out_places
+    return Stream(
+        torch.cat(builder.parts),
+        torch.tensor(places, dtype=torch.int32),
+        torch.stack(biases) if biases else torch.zeros(1, 2, dim),
+    )
+
+
+def _attention_panels(
+    layer: EncoderLayerWeights, num_heads: int, head_dim: int, instance: Instance, dtype: torch.dtype
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The panels of W_q, and those of W_k and W_v together, of each head."""
+    scales = (head_dim**-0.5 * math.log2(math.e), 1.0, 1.0)
+    matrices, biases = [], []
+    for weight, bias, scale in zip(layer.qkv_weight.chunk(3), layer.qkv_bias.chunk(3), scales, strict=True):
+        matrix, folded = _behind_norm(weight, bias, layer.norm1_weight, layer.norm1_bias, scale)
+        matrix = pad_to(matrix, instance.dim, matrix.shape[1])
+        matrices.append(_heads_of(matrix.t(), num_heads, instance.head_tiles).transpose(1, 2))
+        biases.append(_heads_of(folded, num_heads, instance.head_tiles))
+    query = [_norm_panels(matrices[0][h], biases[0][h], dtype) for h in range(num_heads)]
+    key_value = [
+        _norm_panels(torch.cat([matrices[1][h], matrices[2][h]], dim=1), torch.cat([biases[1][h], biases[2][h]]), dtype)
+        for h in range(num_heads)
+    ]
+    return query, key_value
+
+
+def _mlp_groups(layer: EncoderLayerWeights, dim: int, dtype: torch.dtype) -> Tensor:
+    """(hidden/16, bytes): a panel of W_1 and the slab of W_2 that follows it."""
+    matrix, bias = _behind_norm(layer.fc1_weight, layer.fc1_bias, layer.norm2_weight, layer.norm2_bias, 0.5)
+    panels = _norm_panels(pad_to(matrix, dim, matrix.shape[1]), bias, dtype)
+    slabs = _slabs(pad_to(layer.fc2_weight.t(), layer.fc2_weight.shape[1], dim), dtype)
+    return torch.cat([panels, slabs], dim=1)
+
+
+def pack(
+    weights: TransformerWeights, dtype: torch.dtype, device: torch.device, num_heads: int | None = None
+) -> tuple[Tensor, ...]:
+    """The stream, its table and biases, and the number of heads it is packed for (an int32 on the CPU).
+
+    The stream depends on the number of heads. Where it is not given, the stream is packed for 4 (or 1) and the
+    canonical tensors follow on the CPU, so that a call with another number can pack anew.
+    """
+    dim = weights.in_weight.shape[0]
+    heads = num_heads or _usual_heads(dim)
+    instances = instances_for(dim, heads)
+    if not instances:
+        raise BackendUnavailable(
+            f"the CUDA kernels take heads of up to {MAX_HEAD_DIM} channels, got {dim} channels in {heads} heads"
+        )
+    stream = pack_stream(weights, dtype, heads, instances[0])
+    tensors = (
+        stream.weights.view(dtype).to(device),
+        stream.table.to(device),
+        stream.biases.to(device),
+        torch.tensor(heads, dtype=torch.int32),
+    )
+    if num_heads is not None:
+        return tensors
+    return (*tensors, *(tensor.detach().cpu() for tensor in _flat(weights)))
+
+
+def _flat(weights: TransformerWeights) -> Iterator[Tensor]:
+    for _, tensor in canonical.named_tensors(weights):
+        yield tensor
+
+
+def _usual_heads(dim: int) -> int:
+    return DEFAULT_HEADS if dim % DEFAULT_HEADS == 0 else 1
+
+
+def shared_bytes(library: native.Library, instance: Instance, dim: int, num_heads: int) -> int:
+    """Shared memory of a block, in bytes."""
+    tiles = num_heads * tiles_of(dim, num_heads)
+    return library.shared_bytes("transformer", instance.dim, instance.head_tiles, instance.rows, tiles)
+
+
+def _fitting(backend: str, dim: int, num_heads: int, device: torch.device) -> tuple[Instance, ...]:
+    """The instances for a shape whose blocks fit into the device's shared memory."""
+    library = native.library(backend)
+    limit = library.shared_limit(device)
+    return tuple(i for i in instances_for(dim, num_heads) if shared_bytes(library, i, dim, num_heads) <= limit)
+
+
+def refusal(backend: str, weights: TransformerWeights, device: torch.device) -> str | None:
+    """Why the kernels cannot serve these weights on this device; None: they can, in the usual number of heads."""
+    dim, in_channels = weights.in_weight.shape[:2]
+    out_channels = weights.out_weight.shape[0]
+    for name, channels in (("in_channels", in_channels), ("dim", dim), ("out_channels", out_channels)):
+        if channels % 8 != 0:
+            return f"{name}: expected a multiple of 8, got {channels}"
+    if dim > MAX_DIM:
+        return f"dim: expected at most {MAX_DIM}, got {dim}"
+    heads = _usual_heads(dim)
+    instances = instances_for(dim, heads)
+    if not instances or _fitting(backend, dim, heads, device):
+        return None  # without any instance the number of heads must be given: pack() decides
+    library = native.library(backend)
+    needed = shared_bytes(library, instances[-1], dim, heads)
+    return f"{dim} channels need {needed} bytes of shared memory a block, {device} has {library.shared_limit(device)}"
+
+
+def _repacked(packed: Packed, num_heads: int) -> tuple[Tensor, ...]:
+    """The tensors of ``packed`` for another number of heads, from its canonical tensors."""
+    in_weight, *layers, norm_weight, norm_bias, out_weight, out_bias = packed.tensors[4:]
+    weights = TransformerWeights(
+        in_weight,
+        tuple(EncoderLayerWeights(*layers[i : i + 12]) for i in range(0, len(layers), 12)),
+        norm_weight, norm_bias, out_weight, out_bias, packed.eps,
+    )  # fmt: skip
+    return pack(weights, packed.dtype, packed.device, num_heads)
+
+
+def run(x: Tensor, packed: Packed, *, num_heads: int, patch_size: tuple[int, int], activation: bool) -> Tensor:
+    """Launches the kernel; see :func:`mobilevit_kernels.ops.transformer`.
+
+    H and W are multiples of the patch; ``activation=False`` leaves out the last SiLU.
+    """
+    tensors = packed.tensors
+    if int(tensors[3]) != num_heads:
+        if len(tensors) == 4:
+            raise ValueError(f"num_heads: the weights are packed for {int(tensors[3])}, got {num_heads}")
+        tensors = _repacked(packed, num_heads)
+    stream, table, biases, _ = tensors[:4]
+    in_channels, dim, mlp_dim, num_layers, out_channels = packed.sizes
+    library = native.library(packed.backend)
+    fitting = _fitting(packed.backend, dim, num_heads, x.device)
+    if not fitting:
+        raise BackendUnavailable(
+            f"backend={packed.backend!r} cannot serve transformer: {dim} channels in {num_heads} heads need more "
+            f"shared memory than the {library.shared_limit(x.device)} bytes that a block may have on {x.device}"
+        )
+    if x.data_ptr() % 16 != 0:  # a slice of a larger tensor: lanes read 8 bytes at a time
+        x = x.clone(memory_format=torch.channels_last)
+    batch, _, height, width = x.shape
+    patch_height, patch_width = patch_size
+    tokens = (height // patch_height) * (width // patch_width)
+    sequences = batch * patch_height * patch_width
+    chosen = plan(fitting, tokens, sequences, num_layers, library.multiprocessors(x.device))
+    instance = chosen.instance
+    y = _dispatch.empty_nhwc(x, out_channels, height, width, x.dtype)
+    rows = chosen.blocks * instance.rows if chosen.split else 0
+    key_value_values = rows * num_heads * 16 * instance.head_tiles  # of one layer; two layers' take turns
+    row_values = rows * -(-instance.dim // 16) * 16
+    workspace = torch.empty(2 * key_value_values + row_values, dtype=x.dtype, device=x.device)
+    library.launch(
+        "transformer",
+        {"x": x, "weights": stream, "table": table, "biases": biases},
+        y,
+        {
+            "batch": batch,
+            "height": height,
+            "width": width,
+            "in_channels": in_channels,
+            "dim": dim,
+            "hidden_channels": mlp_dim,
+            "num_layers": num_layers,
+            "out_channels": out_channels,
+            "num_heads": num_heads,
+            "patch_height": patch_height,
+            "patch_width": patch_width,
+            "instance_dim": instance.dim,
+            "head_tiles": instance.head_tiles,
+            "instance_rows": instance.rows,
+            "sequence_rows": chosen.sequence_rows,
+            "block_rows": chosen.block_rows,
+            "blocks": chosen.blocks,
+            "chunks": table.shape[0] // 2,
+            "weight_units": stream.numel() // 8,
+            "epsilon": packed.eps,
+            "split": chosen.split,
+            "activation": activation,
+        },
+        x.dtype == torch.bfloat16,
+        workspace=workspace,
+    )
+    return y
+
+
+def variant(packed: Packed) -> str:
+    """The rows of a block by the batch, and the launches by the tokens of a sequence."""
+    fitting = _fitting(packed.backend, packed.sizes[1], int(packed.tensors[3]), packed.device)
+    if not fitting:
+        return "none"
+    blocks = 2 * native.library(packed.backend).multiprocessors(packed.device)
+    texts = [f"{i.rows} rows a block, one kernel up to {i.rows} tokens, {packed.sizes[3] + 1} above" for i in fitting]
+    return texts[0] if len(texts) == 1 else f"{texts[-1]}, while these are at most {blocks} blocks; else {texts[0]}"

@@ -1,0 +1,146 @@
+"""Which instance of the transformer kernel serves a shape, and in how many launches: pure functions of the sizes."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+__all__ = [
+    "DEFAULT_HEADS",
+    "INSTANCES",
+    "MAX_DIM",
+    "MAX_HEAD_DIM",
+    "Instance",
+    "Plan",
+    "instances_for",
+    "lay_out",
+    "plan",
+    "tiles_of",
+]
+
+MAX_DIM = 256
+MAX_HEAD_DIM = 128
+DEFAULT_HEADS = 4  # of all published networks
+_BLOCKS_A_MULTIPROCESSOR = 2  # of the small instances
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One compiled kernel; csrc/transformer_launch.cuh has the same table.
+
+    Attributes:
+        dim: channels of a row.
+        head_tiles: 8-channel tiles of a head; smaller heads are padded with zeros.
+        rows: of a block.
+        padded: serves narrower rows, padded with zeros, too.
+    """
+
+    dim: int
+    head_tiles: int
+    rows: int
+    padded: bool = False
+
+    @property
+    def panels(self) -> int:
+        """Panels or slabs of a chunk (``TransformerConfig::kPanels``): all that the packing needs to know."""
+        return 4 if self.dim <= 96 else 2
+
+
+# Large, for throughput: eight warps, of 32 rows where the registers allow it, so that each weight fragment serves two
+# products; at d ≥ 192 the accumulators of the MLP leave room for 16. Small: four warps of 16 rows; the same work is
+# more blocks, and they fit into 99 KB of shared memory. Then those that serve every other size, padded.
+INSTANCES = (
+    Instance(64, 2, 256),
+    Instance(80, 3, 256),
+    Instance(96, 3, 256),
+    Instance(120, 4, 256),
+    Instance(144, 5, 256),
+    Instance(192, 6, 128),
+    Instance(240, 8, 128),
+    Instance(64, 2, 64),
+    Instance(80, 3, 64),
+    Instance(96, 3, 64),
+    Instance(120, 4, 64),
+    Instance(144, 5, 64),
+    Instance(192, 6, 64),
+    Instance(240, 8, 64),
+    Instance(64, 8, 64, padded=True),
+    Instance(128, 16, 64, padded=True),
+    Instance(256, 8, 64, padded=True),
+    Instance(256, 16, 64, padded=True),
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a stage is launched.
+
+    Attributes:
+        instance: the kernel.
+        split: the layers are launches of their own and K and V go through global memory; else one launch does all.
+        sequence_rows: rows of a sequence, padding included.
+        block_rows: rows of sequences that a block owns.
+        blocks: of the grid.
+        launches: kernels one after the other.
+    """
+
+    instance: Instance
+    split: bool
+    sequence_rows: int
+    block_rows: int
+    blocks: int
+    launches: int
+
+
+def tiles_of(dim: int, num_heads: int) -> int:
+    """8-channel tiles of a head."""
+    return -(-(dim // num_heads) // 8)
+
+
+@functools.cache
+def instances_for(dim: int, num_heads: int) -> tuple[Instance, ...]:
+    """The instances that hold ``dim`` channels in ``num_heads`` heads with the least padding, large ones first.
+
+    All of them take the same packed weights. () where there is none.
+    """
+    head_tiles = tiles_of(dim, num_heads)
+    fitting = [
+        i for i in INSTANCES if (i.dim == dim or (i.padded and i.dim > dim)) and i.head_tiles >= head_tiles
+    ]  # fmt: skip
+    least = min(((i.dim, i.head_tiles) for i in fitting), default=None)
+    return tuple(i for i in fitting if (i.dim, i.head_tiles) == least)
+
+
+def lay_out(instance: Instance, tokens: int, sequences: int, num_layers: int) -> Plan:
+    """Rows and blocks of one instance: one launch where a sequence fits into a block, else one a layer and one before.
+
+    In one launch a block takes as many whole sequences as fit.
+    """
+    padded = -(-tokens // 16) * 16
+    if padded <= instance.rows:
+        per_block = instance.rows // padded
+        return Plan(instance, False, padded, per_block * padded, -(-sequences // per_block), 1)
+    blocks_a_sequence = -(-tokens // instance.rows)
+    rows = blocks_a_sequence * instance.rows
+    return Plan(instance, True, rows, instance.rows, blocks_a_sequence * sequences, num_layers + 1)
+
+
+@functools.lru_cache(maxsize=1024)
+def plan(candidates: tuple[Instance, ...], tokens: int, sequences: int, num_layers: int, multiprocessors: int) -> Plan:
+    """The launch of a shape.
+
+    The small instance as long as all its blocks run at once: a small batch is spread over the GPU, a sequence over
+    several blocks, and each step takes a quarter to a half of the time. Beyond that the large one, which reads each
+    weight for two to four times as many rows and keeps K and V on the chip. Reasoned, not measured.
+
+    Args:
+        candidates: of :func:`instances_for`, without those that do not fit into shared memory; not empty.
+        tokens: of a sequence, N.
+        sequences: B·P.
+        num_layers: encoder layers.
+        multiprocessors: of the GPU.
+    """
+    small = lay_out(candidates[-1], tokens, sequences, num_layers)
+    if small.blocks <= _BLOCKS_A_MULTIPROCESSOR * multiprocessors:
+        return small
+    return lay_out(candidates[0], tokens, sequences, num_layers)
