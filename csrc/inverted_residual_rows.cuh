@@ -241,8 +241,8 @@ __global__ void __launch_bounds__(32 * Config::kMaxWarps, 1)
     }
   };
 
-  // The window of 8 hidden channels: rows of the step before (not in a segment's first step), then this step's, then
-  // the columns of the next lane group. Leaves the rows that the next step needs.
+  // The window of 8 hidden channels: the last rows of the step before, this step's, and of all of them the columns that
+  // the next lane group holds. keep_rows() leaves behind what the next step's window begins with.
   Pair<T> window[Config::kWindowRows][Config::kWindowColumns];
   const auto vector_of = [&](int chunk, int q, int v) {
     return (((chunk * 2 + q) * Config::kWindowVectors + v) * 32 + lane) * 8;

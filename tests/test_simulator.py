@@ -157,8 +157,9 @@ from mobilevit_kernels import simt
 simt.library = lambda: library
 from mobilevit_kernels import ops
 from mobilevit_kernels.verify import StageCase
-for stride in (1, 2):
-    x, weights, options = StageCase("inverted_residual", (24, 40, 24), (1, 24, 9, 7), {"stride": stride}).build()
+for out_channels, stride in ((24, 1), (48, 2), (40, 1), (40, 2)):  # the row kernel, the tile kernel
+    case = StageCase("inverted_residual", (24, 40, out_channels), (1, 24, 9, 7), {"stride": stride})
+    x, weights, options = case.build()
     ops.inverted_residual(x.half(), weights, **options, backend="simt")
 print("clean")
 """

@@ -128,7 +128,9 @@ def pack(
     if row_strides(backend, (in_channels, hidden_channels, out_channels), device):
         rows = pack_rows(weights, dtype)
     records = pack_chunks(weights, dtype, chunk)
-    return records.to(device), weights.project_bias.float().to(device), rows.to(device)
+    # A copy of the bias: the kernels load 16 bytes at a time, and it may be a slice of something larger.
+    bias = weights.project_bias.to(device, torch.float32, copy=True)
+    return records.to(device), bias, rows.to(device)
 
 
 def run(x: Tensor, packed: Packed, *, stride: int, dilation: int, residual: bool) -> Tensor:
@@ -161,7 +163,7 @@ def run(x: Tensor, packed: Packed, *, stride: int, dilation: int, residual: bool
 
 
 def variant(packed: Packed) -> str:
-    """Which kernel serves; it depends on channels, stride and dilation, never on the batch."""
+    """Which kernel serves; it depends on channels, stride and dilation, not on the batch (short of 2³¹ pixels)."""
     chunk = packed.tensors[0].shape[2]
     tiles = f"{'large' if chunk == LARGE_CHUNK else 'small'} tiles, {chunk} hidden channels a step"
     strides = row_strides(packed.backend, packed.sizes, packed.device) if packed.tensors[2].numel() else []
