@@ -88,6 +88,7 @@ def test_the_committed_table_has_no_local_memory_traffic_in_loops() -> None:
         of = [name.split()[0] for name in rows]
         assert of.count("inverted_residual") == 32, "2 dtypes × 2 strides × 4 widths × 2 tiles"
         assert of.count("transformer") == 36, "2 dtypes × 18 instances"
+        assert of.count("unfold_attention_fold") == 14, "2 dtypes × 7 head widths"
         for name, row in rows.items():
             assert row["local_accesses_in_loops"] == 0, (architecture, name)
             assert row["stack_bytes"] <= 16, (architecture, name)

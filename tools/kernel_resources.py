@@ -45,6 +45,9 @@ def run(*command: str) -> str:
 
 def short_name(mangled: str) -> str:
     """``inverted_residual float16 stride 2, 8 tiles, large`` from a mangled kernel name."""
+    if config := re.search(r"UnfoldAttentionFoldConfigI(6__half|13__nv_bfloat16)Li(\d+)E", mangled):
+        dtype, head_tiles = config.groups()
+        return f"unfold_attention_fold {'float16' if 'half' in dtype else 'bfloat16'} heads of {8 * int(head_tiles)}"
     if config := re.search(
         r"TransformerConfigI(6__half|13__nv_bfloat16)Li(\d+)ELi(\d+)ELi(\d+)ELi(\d+)ELb([01])E", mangled
     ):

@@ -15,13 +15,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from mobilevit_kernels.canonical import InvertedResidualWeights, StageWeights, TransformerWeights
-from mobilevit_kernels.native.transformer_plan import MAX_DIM
+from mobilevit_kernels.canonical import AttentionShape, InvertedResidualWeights, StageWeights, TransformerWeights
+from mobilevit_kernels.native.transformer_plan import MAX_DIM, MAX_HEAD_DIM
 
 __all__ = ["DTYPES", "STAGES", "Library", "library", "refusal", "source_folder", "stage_module"]
 
 DTYPES = (torch.float16, torch.bfloat16)
-STAGES = ("inverted_residual", "transformer")
+STAGES = ("inverted_residual", "transformer", "unfold_attention_fold")
 
 
 class Library(Protocol):
@@ -73,7 +73,7 @@ def source_folder() -> Path | None:
 
 
 def refusal(
-    backend: str, stage: str, weights: StageWeights | None, dtype: torch.dtype, device: torch.device
+    backend: str, stage: str, weights: StageWeights | AttentionShape | None, dtype: torch.dtype, device: torch.device
 ) -> str | None:
     """Why the CUDA kernels cannot serve these weights on this device; None: they can."""
     if stage not in STAGES:
@@ -89,6 +89,8 @@ def refusal(
         ):
             if channels % 8 != 0:
                 return f"{name}: expected a multiple of 8, got {channels}"
+    if isinstance(weights, AttentionShape) and (weights.head_dim % 2 != 0 or weights.head_dim > MAX_HEAD_DIM):
+        return f"head_dim: expected an even number up to {MAX_HEAD_DIM}, got {weights.head_dim}"
     if isinstance(weights, TransformerWeights):
         dim, in_channels = weights.in_weight.shape[:2]
         out_channels = weights.out_weight.shape[0]
