@@ -1,6 +1,6 @@
 // softmax(Q·Kᵀ)·V of one head for the rows of a warp, over keys in shared memory, in steps of 32 keys.
 //
-//   Q       A fragments in registers, scale · log2 e in them: scores are exponents of 2
+//   Q       A fragments in registers; with scale · log2 e in them, scores are exponents of 2
 //   K, V    one row a key: [K, 8·kHeadTiles channels | V, the same], pitch an odd number of 16-byte units
 //   scores  C fragments; their exponentials, rounded, are the A fragments of P·V
 //
@@ -33,12 +33,14 @@ MVK_HOST_DEVICE constexpr int key_pitch(int head_tiles) { return (2 * head_tiles
 template <class T, int kRowTiles, int kHeadTiles, int kValueTiles>
 struct Attention {
   int first_value_tile;
+  float scale;  // of the scores, positive; 1 where it is in Q
   FragmentC sums[kRowTiles][kValueTiles];
   float maximum[kRowTiles][2];
   float weight[kRowTiles][2];  // this lane's part of the sum of exponentials
 
-  MVK_DEVICE void start(int value_tile) {
+  MVK_DEVICE void start(int value_tile, float score_scale) {
     first_value_tile = value_tile;
+    scale = score_scale;
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m) {
 #pragma unroll
@@ -155,7 +157,7 @@ struct Attention {
       }
       largest = max_of(largest, shuffle_xor(largest, 1));
       largest = max_of(largest, shuffle_xor(largest, 2));
-      const float correction = exp2_approx(maximum[m][half] - largest);
+      const float correction = exp2_approx((maximum[m][half] - largest) * scale);
       maximum[m][half] = largest;
       weight[m][half] *= correction;
 #pragma unroll
@@ -170,8 +172,8 @@ struct Attention {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {  // register i: row half i % 2, keys 8·(i / 2) + 2t and the next
         const FragmentC& from = scores[2 * group + i / 2];
-        const float first = exp2_approx(from.value[2 * (i % 2)] - maximum[m][i % 2]);
-        const float second = exp2_approx(from.value[2 * (i % 2) + 1] - maximum[m][i % 2]);
+        const float first = exp2_approx((from.value[2 * (i % 2)] - maximum[m][i % 2]) * scale);
+        const float second = exp2_approx((from.value[2 * (i % 2) + 1] - maximum[m][i % 2]) * scale);
         weight[m][i % 2] += first + second;
         exponentials[group].reg[i] = make_pair<T>(first, second);
       }

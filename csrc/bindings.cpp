@@ -120,12 +120,35 @@ PYBIND11_MODULE(_C, module) {
         raise_unless_ok(mvk::transformer(arguments, reinterpret_cast<mvk::Stream>(stream)));
       },
       py::arg("device"), py::arg("stream"), py::arg("x"), py::arg("weights"), py::arg("table"), py::arg("biases"),
-      py::arg("y"), py::arg("workspace"), py::arg("batch"), py::arg("height"), py::arg("width"), py::arg("in_channels"),
-      py::arg("dim"), py::arg("hidden_channels"), py::arg("num_layers"), py::arg("out_channels"), py::arg("num_heads"),
-      py::arg("patch_height"), py::arg("patch_width"), py::arg("instance_dim"), py::arg("head_tiles"),
-      py::arg("instance_rows"), py::arg("sequence_rows"), py::arg("block_rows"), py::arg("blocks"), py::arg("chunks"),
-      py::arg("weight_units"), py::arg("epsilon"), py::arg("split"), py::arg("activation"), py::arg("bfloat16"));
+      py::arg("y"), py::arg("workspace") = 0, py::arg("batch"), py::arg("height"), py::arg("width"),
+      py::arg("in_channels"), py::arg("dim"), py::arg("hidden_channels"), py::arg("num_layers"),
+      py::arg("out_channels"), py::arg("num_heads"), py::arg("patch_height"), py::arg("patch_width"),
+      py::arg("instance_dim"), py::arg("head_tiles"), py::arg("instance_rows"), py::arg("sequence_rows"),
+      py::arg("block_rows"), py::arg("blocks"), py::arg("chunks"), py::arg("weight_units"), py::arg("epsilon"),
+      py::arg("split"), py::arg("activation"), py::arg("bfloat16"));
   module.def("transformer_shared_bytes", &mvk::transformer_shared_bytes);
+  module.def(
+      "unfold_attention_fold",
+      [](int device, std::uintptr_t stream, std::uintptr_t qkv, std::uintptr_t y, int batch, int height, int width,
+         int dim, int num_heads, int patch_height, int patch_width, float scale, bool bfloat16) {
+        const DeviceGuard guard(device);
+        mvk::UnfoldAttentionFoldArguments arguments{};
+        arguments.qkv = pointer<const void>(qkv);
+        arguments.y = pointer<void>(y);
+        arguments.batch = batch;
+        arguments.height = height;
+        arguments.width = width;
+        arguments.dim = dim;
+        arguments.num_heads = num_heads;
+        arguments.patch_height = patch_height;
+        arguments.patch_width = patch_width;
+        arguments.scale = scale;
+        arguments.bfloat16 = bfloat16;
+        raise_unless_ok(mvk::unfold_attention_fold(arguments, reinterpret_cast<mvk::Stream>(stream)));
+      },
+      py::arg("device"), py::arg("stream"), py::arg("qkv"), py::arg("y"), py::arg("batch"), py::arg("height"),
+      py::arg("width"), py::arg("dim"), py::arg("num_heads"), py::arg("patch_height"), py::arg("patch_width"),
+      py::arg("scale"), py::arg("bfloat16"));
   module.def("golden", [](int device, std::uintptr_t stream, const std::string& name, std::uintptr_t in,
                           std::uintptr_t out, int warps) {
     const DeviceGuard guard(device);

@@ -60,4 +60,15 @@ Status transformer(const TransformerArguments& arguments, Stream stream);
 // ⌈head_dim / 8⌉.
 int transformer_shared_bytes(int instance_dim, int head_tiles, int instance_rows, int all_head_tiles);
 
+struct UnfoldAttentionFoldArguments {
+  const void* qkv;  // (batch, height, width, 3 · dim), 16-byte aligned
+  void* y;          // (batch, height, width, dim), 16-byte aligned
+  int batch, height, width;
+  int dim, num_heads, patch_height, patch_width;
+  float scale;
+  bool bfloat16;  // else float16
+};
+
+Status unfold_attention_fold(const UnfoldAttentionFoldArguments& arguments, Stream stream);
+
 }  // namespace mvk

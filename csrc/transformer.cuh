@@ -5,8 +5,8 @@
 //
 //   x      (B, H, W, C)  NHWC      y  (B, H, W, C_out)  NHWC      X  (B·P, N, D): P sequences an image, N tokens each
 //
-// Unfold and fold are index arithmetic: token i·(W/pw) + j of sequence p = ph·… + pw is pixel (i·patch_h + p / patch_w,
-// j·patch_w + p % patch_w). All that attends to each other lies in one block, so the stage needs no second kernel.
+// Unfold and fold are index arithmetic (common/patches.cuh). All that attends to each other lies in one block, so the
+// stage needs no second kernel.
 //
 // A block owns kRows rows of X: whole sequences, each padded to a multiple of 16 rows. Its warps own 16·kRowTiles
 // consecutive rows each, every channel of them, from the first product to the last. With kRowTiles = 2:
@@ -42,6 +42,7 @@
 #include "common/async_copy.cuh"
 #include "common/launch.cuh"
 #include "common/linear.cuh"
+#include "common/patches.cuh"
 
 namespace mvk {
 
@@ -102,9 +103,8 @@ struct TransformerParams {
   Global<T> rows;                  // split: X between launches, in the order of lanes
   Global<const T> keys_values_in;  // split: [sequence][head][row][K | V] of this layer …
   Global<T> keys_values_out;       // … and of the next
-  int height, width, in_channels, out_channels, dim;
-  int patch_height, patch_width, patch_columns;  // patch_columns = width / patch_width
-  int tokens, sequences;
+  PatchMap map;
+  int in_channels, out_channels, dim;
   int sequence_rows;  // rows of a sequence, padding included
   int block_rows;     // rows of whole sequences in a block
   int heads, hidden_groups;
@@ -172,13 +172,8 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
     const int global_row = block_index_x() * params.block_rows + row;
     const int sequence = global_row / params.sequence_rows;
     const int token = global_row % params.sequence_rows;
-    if (row >= params.block_rows || token >= params.tokens || sequence >= params.sequences) return -1;
-    const int patch_pixels = params.patch_height * params.patch_width;
-    const int image = sequence / patch_pixels;
-    const int place_in_patch = sequence % patch_pixels;
-    const int pixel_row = token / params.patch_columns * params.patch_height + place_in_patch / params.patch_width;
-    const int pixel_column = token % params.patch_columns * params.patch_width + place_in_patch % params.patch_width;
-    return (image * params.height + pixel_row) * params.width + pixel_column;
+    const bool exists = row < params.block_rows && token < params.map.tokens && sequence < params.map.sequences;
+    return exists ? params.map.pixel_of(sequence, token) : -1;
   };
   const auto clear = [](PanelSums& sums) {
 #pragma unroll
@@ -378,11 +373,11 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
 #pragma unroll 1
     for (int value_tile = 0; value_tile < kHeadTiles; value_tile += Config::kValueTiles) {
       Attention<T, kRowTiles, kHeadTiles, Config::kValueTiles> attention;
-      attention.start(value_tile);
+      attention.start(value_tile, 1.0f);
 #pragma unroll 1
-      for (int first_key = 0; first_key < (params.split ? params.tokens : 1); first_key += Config::kRows) {
+      for (int first_key = 0; first_key < (params.split ? params.map.tokens : 1); first_key += Config::kRows) {
         if (params.split) load_keys_values(head, first_key);
-        const int rest = params.tokens - first_key;
+        const int rest = params.map.tokens - first_key;
         KeyRange ranges[kRowTiles];
 #pragma unroll
         for (int m = 0; m < kRowTiles; ++m) {
@@ -390,7 +385,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
           if (params.split) {
             ranges[m] = {0, rest < Config::kRows ? rest : Config::kRows};
           } else if (row < params.block_rows) {
-            ranges[m] = {row / params.sequence_rows * params.sequence_rows, params.tokens};
+            ranges[m] = {row / params.sequence_rows * params.sequence_rows, params.map.tokens};
           } else {
             ranges[m] = {row, 16};  // behind the last sequence; to itself, so that it holds finite numbers
           }

@@ -43,16 +43,10 @@ Status launch_transformer(const TransformerArguments& a, Stream stream) {
   params.table = Global<const std::uint32_t>(static_cast<const std::uint32_t*>(a.table), std::int64_t{a.chunks} * 4);
   params.biases = Global<const float>(a.biases, (a.num_layers > 0 ? a.num_layers : 1) * 2 * Config::kDim);
   params.y = Global<T>(static_cast<T*>(a.y), pixels * a.out_channels);
-  params.height = a.height;
-  params.width = a.width;
   params.in_channels = a.in_channels;
   params.out_channels = a.out_channels;
   params.dim = a.dim;
-  params.patch_height = a.patch_height;
-  params.patch_width = a.patch_width;
-  params.patch_columns = a.width / a.patch_width;
-  params.tokens = params.patch_columns * (a.height / a.patch_height);
-  params.sequences = a.batch * a.patch_height * a.patch_width;
+  params.map = patch_map(a.batch, a.height, a.width, a.patch_height, a.patch_width);
   params.sequence_rows = a.sequence_rows;
   params.block_rows = a.block_rows;
   params.heads = a.num_heads;

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "AttentionShape",
     "Conv3x3Weights",
     "EncoderLayerWeights",
     "HeadWeights",
@@ -100,6 +101,13 @@ class HeadWeights:
     conv_bias: Tensor  # (hidden,)
     fc_weight: Tensor | None = None  # (classes, hidden); None: the pooled features are the output
     fc_bias: Tensor | None = None  # (classes,)
+
+
+@dataclass(frozen=True)
+class AttentionShape:
+    """Stands for weights where a backend is asked about ``unfold_attention_fold``, which has none."""
+
+    head_dim: int
 
 
 StageWeights: TypeAlias = StemWeights | Conv3x3Weights | InvertedResidualWeights | TransformerWeights | HeadWeights

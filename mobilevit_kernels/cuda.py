@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mobilevit_kernels import native
-from mobilevit_kernels.canonical import StageWeights
+from mobilevit_kernels.canonical import AttentionShape, StageWeights
 from mobilevit_kernels.registry import Status
 
 __all__ = ["CudaLibrary", "library", "refusal", "serves", "stage_module", "status"]
@@ -78,7 +78,9 @@ def status() -> Status:
     return Status(True, f"built for {architectures}, runs on {', '.join(dict.fromkeys(names))}")
 
 
-def refusal(stage: str, weights: StageWeights | None, dtype: torch.dtype, device: torch.device) -> str | None:
+def refusal(
+    stage: str, weights: StageWeights | AttentionShape | None, dtype: torch.dtype, device: torch.device
+) -> str | None:
     """Why the CUDA kernels cannot serve these weights; None: they can."""
     if device.type != "cuda":
         return f"the CUDA kernels take tensors on a GPU, not on {device}"

@@ -23,7 +23,7 @@ from types import ModuleType
 
 import torch
 
-from mobilevit_kernels.canonical import StageWeights
+from mobilevit_kernels.canonical import AttentionShape, StageWeights
 
 __all__ = ["BACKENDS", "BackendUnavailable", "Choice", "Status", "backends", "check_name", "choose", "load"]
 
@@ -77,7 +77,7 @@ def check_name(backend: str) -> str:
 
 
 def _obstacle(
-    name: str, stage: str, weights: StageWeights | None, dtype: torch.dtype, device: torch.device
+    name: str, stage: str, weights: StageWeights | AttentionShape | None, dtype: torch.dtype, device: torch.device
 ) -> str | None:
     module = load(name)
     status: Status = module.status()
@@ -87,7 +87,9 @@ def _obstacle(
     return reason
 
 
-def choose(backend: str, stage: str, weights: StageWeights | None, dtype: torch.dtype, device: torch.device) -> Choice:
+def choose(
+    backend: str, stage: str, weights: StageWeights | AttentionShape | None, dtype: torch.dtype, device: torch.device
+) -> Choice:
     """Picks the backend for a stage.
 
     "auto" on a GPU takes the first of cuda, triton, torch that can serve; elsewhere torch.

@@ -19,6 +19,7 @@ CASES = [
     StageCase("transformer", (24, 80, 40, 1, 24), (2, 24, 6, 10), {"num_heads": 4}),
     StageCase("transformer", (16, 64, 48, 2, 24), (1, 16, 9, 11), {"num_heads": 4, "patch_size": (1, 1)}),  # split
     StageCase("transformer", (16, 144, 48, 1, 8), (1, 16, 8, 10), {"num_heads": 4, "patch_size": (2, 1)}),
+    StageCase("unfold_attention_fold", (), (2, 3 * 80, 18, 8), {"num_heads": 4, "patch_size": (2, 1)}),
 ]
 
 
@@ -38,10 +39,12 @@ def test_small_case(case: StageCase, dtype: torch.dtype, backend: str, device: s
             return value
         return value.to(dtype).contiguous(memory_format=torch.channels_last).to(device)
 
-    packed = mvk.pack(weights, dtype, device, backend)
+    arguments = [] if weights is None else [mvk.pack(weights, dtype, device, backend)]
+    options |= {"backend": backend} if weights is None else {}
     with blocks(backend, "large" if 144 in case.sizes else "small"):
-        y = getattr(mvk.ops, case.stage)(move(x), packed, **{name: move(value) for name, value in options.items()})
+        y = getattr(mvk.ops, case.stage)(move(x), *arguments, **{name: move(value) for name, value in options.items()})
     x = x.to(dtype)
+    options.pop("backend", None)
     truth = verify.reference(case.stage, x, weights, **options)
     stock = verify.reference(case.stage, x, weights, dtype=dtype, **options)
     result = verify.judge(str(case), backend, dtype, y.cpu(), truth, stock, verify.MAX_STAGE_RATIO)

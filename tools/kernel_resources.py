@@ -61,6 +61,8 @@ def short_name(mangled: str) -> str:
         dim, head_tiles, row_tiles, warps, padded = config.groups()
         size = f"{'up to ' if padded == '1' else ''}{dim} channels, heads of {8 * int(head_tiles)}"
         return f"transformer {dtype} {size}, {16 * int(row_tiles) * int(warps)} rows a block"
+    if config := re.search(r"UnfoldAttentionFoldConfigI\w+?Li(\d+)E", mangled):
+        return f"unfold_attention_fold {dtype} heads of {8 * int(config[1])}"
     return mangled
 
 

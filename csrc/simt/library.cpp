@@ -67,6 +67,9 @@ int mvk_transformer_shared_bytes(int instance_dim, int head_tiles, int instance_
 int mvk_transformer(const TransformerArguments* arguments) {
   return guarded([&] { return transformer(*arguments, nullptr); });
 }
+int mvk_unfold_attention_fold(const UnfoldAttentionFoldArguments* arguments) {
+  return guarded([&] { return unfold_attention_fold(*arguments, nullptr); });
+}
 
 int mvk_golden(const char* name, const void* in, void* out, int warps) {
   return guarded([&] { return golden(name, in, out, warps, nullptr); });

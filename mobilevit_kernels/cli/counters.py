@@ -22,7 +22,7 @@ __all__ = ["counters"]
 )
 @click.option(
     "--stage",
-    type=click.Choice(native.STAGES),
+    type=click.Choice([stage for stage in native.STAGES if stage != "unfold_attention_fold"]),
     default=None,
     help="Only this stage [default: all that have a CUDA kernel].",
 )

@@ -15,12 +15,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from mobilevit_kernels.canonical import StageWeights
+from mobilevit_kernels.canonical import AttentionShape, StageWeights
 
 __all__ = ["DTYPES", "STAGES", "Library", "library", "refusal", "source_folder", "stage_module"]
 
 DTYPES = (torch.float16, torch.bfloat16)
-STAGES = ("inverted_residual", "transformer")
+STAGES = ("inverted_residual", "transformer", "unfold_attention_fold")
 
 
 class Library(Protocol):
@@ -72,7 +72,7 @@ def source_folder() -> Path | None:
 
 
 def refusal(
-    backend: str, stage: str, weights: StageWeights | None, dtype: torch.dtype, device: torch.device
+    backend: str, stage: str, weights: StageWeights | AttentionShape | None, dtype: torch.dtype, device: torch.device
 ) -> str | None:
     """Why the CUDA kernels cannot serve these weights on this device; None: they can."""
     if stage not in STAGES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -232,11 +233,15 @@ def shared_bytes(library: native.Library, instance: Instance, dim: int, num_head
     return library.shared_bytes("transformer", instance.dim, instance.head_tiles, instance.rows, tiles)
 
 
+@functools.lru_cache(maxsize=256)
+def _fitting_into(backend: str, dim: int, num_heads: int, limit: int) -> tuple[Instance, ...]:
+    library = native.library(backend)
+    return tuple(i for i in instances_for(dim, num_heads) if shared_bytes(library, i, dim, num_heads) <= limit)
+
+
 def _fitting(backend: str, dim: int, num_heads: int, device: torch.device) -> tuple[Instance, ...]:
     """The instances for a shape whose blocks fit into the device's shared memory."""
-    library = native.library(backend)
-    limit = library.shared_limit(device)
-    return tuple(i for i in instances_for(dim, num_heads) if shared_bytes(library, i, dim, num_heads) <= limit)
+    return _fitting_into(backend, dim, num_heads, native.library(backend).shared_limit(device))
 
 
 def refusal(backend: str, weights: TransformerWeights, device: torch.device) -> str | None:
@@ -296,10 +301,12 @@ def run(x: Tensor, packed: Packed, *, num_heads: int, patch_size: tuple[int, int
     chosen = plan(fitting, tokens, sequences, num_layers, library.multiprocessors(x.device))
     instance = chosen.instance
     y = _dispatch.empty_nhwc(x, out_channels, height, width, x.dtype)
-    rows = chosen.blocks * instance.rows if chosen.split else 0
-    key_value_values = rows * num_heads * 16 * instance.head_tiles  # of one layer; two layers' take turns
-    row_values = rows * -(-instance.dim // 16) * 16
-    workspace = torch.empty(2 * key_value_values + row_values, dtype=x.dtype, device=x.device)
+    workspace = None
+    if chosen.split:
+        rows = chosen.blocks * instance.rows
+        key_values = rows * num_heads * 16 * instance.head_tiles  # of one layer; two layers' take turns
+        row_values = rows * -(-instance.dim // 16) * 16
+        workspace = torch.empty(2 * key_values + row_values, dtype=x.dtype, device=x.device)
     library.launch(
         "transformer",
         {"x": x, "weights": stream, "table": table, "biases": biases},

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mobilevit_kernels import registry
+from mobilevit_kernels.canonical import AttentionShape
 from mobilevit_kernels.ops import _checks, _dispatch
 
 __all__ = ["unfold_attention_fold"]
@@ -55,12 +56,12 @@ def unfold_attention_fold(
     _checks.check_divides("patch_size", patch_width, "qkv's width", qkv.shape[3])
     if scale is None:
         scale = (qkv.shape[1] // (3 * num_heads)) ** -0.5
-    chosen = _choose(backend, qkv.dtype, qkv.device)
+    chosen = _choose(backend, qkv.shape[1] // (3 * num_heads), qkv.dtype, qkv.device)
     return _launch(qkv, num_heads, patch_height, patch_width, float(scale), chosen)
 
 
-def _choose(backend: str, dtype: torch.dtype, device: torch.device) -> str:
-    return registry.choose(backend, "unfold_attention_fold", None, dtype, device).backend
+def _choose(backend: str, head_dim: int, dtype: torch.dtype, device: torch.device) -> str:
+    return registry.choose(backend, "unfold_attention_fold", AttentionShape(head_dim), dtype, device).backend
 
 
 # torch.compile cannot trace the imports behind a backend's status. This is what torch.compiler.assume_constant_result

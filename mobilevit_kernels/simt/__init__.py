@@ -12,7 +12,7 @@ from types import ModuleType
 import torch
 
 from mobilevit_kernels import native
-from mobilevit_kernels.canonical import StageWeights
+from mobilevit_kernels.canonical import AttentionShape, StageWeights
 from mobilevit_kernels.registry import Status
 from mobilevit_kernels.simt import _build
 from mobilevit_kernels.simt._library import Counters, SimtLibrary, SimulatorFault, Traffic
@@ -39,7 +39,9 @@ def status() -> Status:
     return Status(True, f"host simulator, compiled with {compiler} on first use")
 
 
-def refusal(stage: str, weights: StageWeights | None, dtype: torch.dtype, device: torch.device) -> str | None:
+def refusal(
+    stage: str, weights: StageWeights | AttentionShape | None, dtype: torch.dtype, device: torch.device
+) -> str | None:
     """Why the simulator cannot serve these weights; None: it can."""
     if device.type != "cpu":
         return f"the simulator takes CPU tensors, not tensors on {device}"

@@ -95,7 +95,24 @@ class _TransformerArguments(ctypes.Structure):
     )  # fmt: skip
 
 
-_ARGUMENTS: dict[str, Any] = {"inverted_residual": _InvertedResidualArguments, "transformer": _TransformerArguments}
+class _UnfoldAttentionFoldArguments(ctypes.Structure):
+    _fields_ = (
+        ("qkv", ctypes.c_void_p),
+        ("y", ctypes.c_void_p),
+        *(
+            (name, ctypes.c_int)
+            for name in ("batch", "height", "width", "dim", "num_heads", "patch_height", "patch_width")
+        ),
+        ("scale", ctypes.c_float),
+        ("bfloat16", ctypes.c_bool),
+    )
+
+
+_ARGUMENTS: dict[str, Any] = {
+    "inverted_residual": _InvertedResidualArguments,
+    "transformer": _TransformerArguments,
+    "unfold_attention_fold": _UnfoldAttentionFoldArguments,
+}
 
 
 class SimtLibrary:
@@ -133,8 +150,7 @@ class SimtLibrary:
         outputs = {"y": output}
         if workspace is not None:
             arguments.workspace = workspace.data_ptr()
-            if workspace.numel():
-                outputs["workspace"] = workspace
+            outputs["workspace"] = workspace
         self.run_raw(f"mvk_{stage}", [ctypes.byref(arguments)], inputs, outputs)
 
     def run_raw(

@@ -12,7 +12,7 @@ from types import ModuleType
 
 import torch
 
-from mobilevit_kernels.canonical import StageWeights
+from mobilevit_kernels.canonical import AttentionShape, StageWeights
 from mobilevit_kernels.registry import Status
 
 __all__ = ["DTYPES", "refusal", "stage_module", "status"]
@@ -36,7 +36,9 @@ def status() -> Status:
     )
 
 
-def refusal(stage: str, weights: StageWeights | None, dtype: torch.dtype, device: torch.device) -> str | None:
+def refusal(
+    stage: str, weights: StageWeights | AttentionShape | None, dtype: torch.dtype, device: torch.device
+) -> str | None:
     """Why this backend cannot serve a stage: another dtype, or tensors where the kernels cannot run.
 
     Raises:
