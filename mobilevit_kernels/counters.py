@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from mobilevit_kernels import native, ops, verify
+from mobilevit_kernels.bench.work import Work, stage_work
 from mobilevit_kernels.ops._dispatch import pack
 from mobilevit_kernels.verify import StageCase
 
@@ -111,27 +112,27 @@ def count(path: str, case: StageCase, dtype: torch.dtype = torch.float16) -> Row
     x, weights, options = case.build()
     assert weights is not None
     packed = pack(weights, dtype, backend="simt")
+    options = {name: value.to(dtype) if isinstance(value, torch.Tensor) else value for name, value in options.items()}
     library = simt.library()
     library.reset_counters()
-    y = getattr(ops, case.stage)(x.to(dtype), packed, **options)
-    counted, traffic = library.counters(), library.traffic
-
-    in_channels, hidden_channels, out_channels = packed.sizes
-    in_pixels, out_pixels = (t.shape[0] * t.shape[2] * t.shape[3] for t in (x, y))
-    weight_count = hidden_channels * (in_channels + 9 + out_channels + 2) + out_channels
-    products = hidden_channels * (in_pixels * in_channels + out_pixels * out_channels)
+    getattr(ops, case.stage)(x if x.dtype == torch.uint8 else x.to(dtype), packed, **options)
+    counted, launches = library.counters(), library.launches
+    traffic = [(name, buffer) for launch in launches for name, buffer in launch.traffic.items()]
+    inputs = [buffer for name, buffer in traffic if name in ("x", "x2")]
+    weight_buffers = [buffer for name, buffer in traffic if name == "weights"]
+    work = stage_work(case)
     moved = counted.global_read_bytes + counted.global_write_bytes
     return Row(
         path=path,
         shape=str(case),
-        floor_bytes=2 * (x.numel() + y.numel() + weight_count),
-        bytes=sum(buffer.read_distinct + buffer.written for buffer in traffic.values()),
-        reread_bytes=traffic["x"].read - traffic["x"].read_distinct,
-        weight_reread_bytes=traffic["weights"].read - traffic["weights"].read_distinct,
+        floor_bytes=work.bytes(dtype),
+        bytes=sum(buffer.read_distinct + buffer.written for _, buffer in traffic),
+        reread_bytes=sum(buffer.read - buffer.read_distinct for buffer in inputs),
+        weight_reread_bytes=sum(buffer.read - buffer.read_distinct for buffer in weight_buffers),
         sector_ratio=32 * (counted.global_read_sectors + counted.global_write_sectors) / moved,
-        floor_mma=products / (16 * 8 * 16),
+        floor_mma=_products(case, work) / (16 * 8 * 16),
         mma=counted.mma_m16n8k16 + counted.mma_m16n8k8 / 2,
-        floor_mufu=hidden_channels * (in_pixels + out_pixels),
+        floor_mufu=work.special,
         mufu=counted.mufu,
         matrix_conflicts=counted.matrix_load_conflicts,
         shared_conflicts=counted.shared_load_conflicts + counted.shared_store_conflicts + counted.async_copy_conflicts,
@@ -141,10 +142,18 @@ def count(path: str, case: StageCase, dtype: torch.dtype = torch.float16) -> Row
         + counted.async_copy_wavefronts,
         barriers=counted.block_barriers,
         blocks=counted.blocks,
-        shared_bytes=library.shared_bytes(
-            case.stage, in_channels, out_channels, case.options.get("stride", 1), int(packed.tensors[2])
-        ),
+        shared_bytes=max(launch.shared_bytes for launch in launches),
     )
+
+
+def _products(case: StageCase, work: Work) -> int:
+    """Multiply-adds for the tensor cores; the depthwise step of an inverted residual is not among them."""
+    products = work.flops // 2
+    if case.stage == "inverted_residual":
+        batch, _, height, width = case.x_shape
+        stride = case.options.get("stride", 1)
+        products -= 9 * case.sizes[1] * batch * -(-height // stride) * -(-width // stride)
+    return products
 
 
 def rows(

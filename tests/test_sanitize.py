@@ -15,6 +15,10 @@ CASES = [
     StageCase("inverted_residual", (24, 40, 24), (2, 24, 19, 11), {"residual": True}),
     StageCase("inverted_residual", (40, 72, 104), (1, 40, 17, 9), {"stride": 2}),
     StageCase("inverted_residual", (16, 32, 24), (1, 16, 9, 8), {"dilation": 3}),
+    StageCase("conv3x3", (40, 24), (2, 24, 9, 11), {"x2_channels": 16}),
+    StageCase("conv3x3", (24, 56), (1, 24, 7, 9), {"dilation": 2, "activation": "none"}),
+    StageCase("head", (40, 72, 21), (3, 40, 9, 8)),
+    StageCase("head", (24, 40, 0), (2, 24, 5, 7), {"pool": False}),
 ]
 
 

@@ -44,13 +44,21 @@ def run(*command: str) -> str:
 
 
 def short_name(mangled: str) -> str:
-    """``inverted_residual float16 stride 2, 8 tiles, large`` from a mangled kernel name."""
-    config = re.search(r"InvertedResidualConfigI(6__half|13__nv_bfloat16)Li(\d+)ELi(\d+)ELb([01])E", mangled)
-    if config is None:
-        return mangled
-    dtype, stride, tiles, large = config.groups()
-    size = "large" if large == "1" else "small"
-    return f"inverted_residual {'float16' if 'half' in dtype else 'bfloat16'} stride {stride}, {tiles} tiles, {size}"
+    """Such as ``inverted_residual float16 stride 2, 8 tiles, large`` from a mangled kernel name."""
+    dtype = "float16" if "6__half" in mangled else "bfloat16"
+    if config := re.search(r"InvertedResidualConfigI(?:6__half|13__nv_bfloat16)Li(\d+)ELi(\d+)ELb([01])E", mangled):
+        stride, tiles, large = config.groups()
+        return f"inverted_residual {dtype} stride {stride}, {tiles} tiles, {'large' if large == '1' else 'small'}"
+    if config := re.search(r"Conv3x3ConfigI(?:6__half|13__nv_bfloat16)Li(\d+)ELi(\d+)ELi(\d+)ELi(\d+)E", mangled):
+        sub_tiles, channel_warps, depth_groups, tiles = map(int, config.groups())
+        return f"conv3x3 {dtype} {64 * sub_tiles} pixels, {8 * channel_warps * tiles} channels, depth {depth_groups}"
+    if config := re.search(r"HeadConfigI(?:6__half|13__nv_bfloat16)Li(\d+)ELi(\d+)ELb([01])E", mangled):
+        groups, tiles, pool = config.groups()
+        return f"head_features {dtype} {groups} groups, {32 * int(tiles)} channels, {'pool' if pool == '1' else 'map'}"
+    if config := re.search(r"HeadClassifierConfigI(?:6__half|13__nv_bfloat16)Li(\d+)ELi(\d+)E", mangled):
+        row_tiles, tiles = map(int, config.groups())
+        return f"head_classifier {dtype} {16 * row_tiles} × {8 * tiles}"
+    return mangled
 
 
 def local_accesses_in_loops(sass: str) -> int:

@@ -15,12 +15,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from mobilevit_kernels.canonical import InvertedResidualWeights, StageWeights
+from mobilevit_kernels.canonical import Conv3x3Weights, HeadWeights, InvertedResidualWeights, StageWeights
 
-__all__ = ["DTYPES", "STAGES", "Library", "library", "refusal", "source_folder", "stage_module"]
+__all__ = ["DTYPES", "STAGES", "Library", "aligned", "library", "refusal", "source_folder", "stage_module"]
 
 DTYPES = (torch.float16, torch.bfloat16)
-STAGES = ("inverted_residual",)
+STAGES = ("conv3x3", "head", "inverted_residual")
 
 
 class Library(Protocol):
@@ -67,16 +67,28 @@ def refusal(backend: str, stage: str, weights: StageWeights | None, dtype: torch
         return f"it has no CUDA kernel in this version (CUDA kernels: {', '.join(STAGES)})"
     if dtype not in DTYPES:
         return f"the CUDA kernels compute in float16 and bfloat16, not in {str(dtype).removeprefix('torch.')}"
+    for name, channels in _channels(weights):
+        if channels % 8 != 0:
+            return f"{name}: expected a multiple of 8, got {channels}"
+    return None
+
+
+def _channels(weights: StageWeights | None) -> tuple[tuple[str, int], ...]:
+    """The channels that 16-byte accesses have to divide, by name."""
     if isinstance(weights, InvertedResidualWeights):
         hidden_channels, in_channels = weights.expand_weight.shape[:2]
-        for name, channels in (
-            ("in_channels", in_channels),
-            ("hidden_channels", hidden_channels),
-            ("out_channels", weights.project_weight.shape[0]),
-        ):
-            if channels % 8 != 0:
-                return f"{name}: expected a multiple of 8, got {channels}"
-    return None
+        out_channels = weights.project_weight.shape[0]
+        return ("in_channels", in_channels), ("hidden_channels", hidden_channels), ("out_channels", out_channels)
+    if isinstance(weights, Conv3x3Weights):
+        return ("in_channels", weights.weight.shape[1]), ("out_channels", weights.weight.shape[0])
+    if isinstance(weights, HeadWeights):
+        return ("in_channels", weights.conv_weight.shape[1]), ("hidden_channels", weights.conv_weight.shape[0])
+    return ()
+
+
+def aligned(x: Tensor) -> Tensor:
+    """``x``, copied where it is a slice that does not start at a multiple of the 16 bytes that the kernels copy."""
+    return x if x.data_ptr() % 16 == 0 else x.clone(memory_format=torch.channels_last)
 
 
 def stage_module(stage: str) -> ModuleType:

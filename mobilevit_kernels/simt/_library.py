@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Counters", "SimtLibrary", "SimulatorFault", "Traffic"]
+__all__ = ["Counters", "Launch", "SimtLibrary", "SimulatorFault", "Traffic"]
 
 SHARED_LIMIT = 232448  # bytes of shared memory a block may have on sm_90
 
@@ -57,6 +57,14 @@ class Traffic:
     written: int = 0
 
 
+@dataclass(frozen=True)
+class Launch:
+    """What one launch did to each buffer, by name, and the dynamic shared memory of its blocks."""
+
+    traffic: dict[str, Traffic]
+    shared_bytes: int
+
+
 class _InvertedResidualArguments(ctypes.Structure):
     _fields_ = (
         ("x", ctypes.c_void_p),
@@ -77,7 +85,61 @@ class _InvertedResidualArguments(ctypes.Structure):
     )
 
 
-_ARGUMENTS: dict[str, Any] = {"inverted_residual": _InvertedResidualArguments}
+class _Conv3x3Arguments(ctypes.Structure):
+    _fields_ = (
+        ("x", ctypes.c_void_p),
+        ("x2", ctypes.c_void_p),
+        ("weights", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("y", ctypes.c_void_p),
+        ("batch", ctypes.c_int),
+        ("height", ctypes.c_int),
+        ("width", ctypes.c_int),
+        ("first_channels", ctypes.c_int),
+        ("second_channels", ctypes.c_int),
+        ("out_channels", ctypes.c_int),
+        ("dilation", ctypes.c_int),
+        ("tile", ctypes.c_int),
+        ("silu", ctypes.c_bool),
+        ("bfloat16", ctypes.c_bool),
+    )
+
+
+class _HeadFeaturesArguments(ctypes.Structure):
+    _fields_ = (
+        ("x", ctypes.c_void_p),
+        ("weights", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("y", ctypes.c_void_p),
+        ("batch", ctypes.c_int),
+        ("height", ctypes.c_int),
+        ("width", ctypes.c_int),
+        ("in_channels", ctypes.c_int),
+        ("hidden_channels", ctypes.c_int),
+        ("pool", ctypes.c_bool),
+        ("bfloat16", ctypes.c_bool),
+    )
+
+
+class _HeadClassifierArguments(ctypes.Structure):
+    _fields_ = (
+        ("x", ctypes.c_void_p),
+        ("weights", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("y", ctypes.c_void_p),
+        ("rows", ctypes.c_int),
+        ("in_features", ctypes.c_int),
+        ("out_features", ctypes.c_int),
+        ("bfloat16", ctypes.c_bool),
+    )
+
+
+_ARGUMENTS: dict[str, Any] = {
+    "inverted_residual": _InvertedResidualArguments,
+    "conv3x3": _Conv3x3Arguments,
+    "head_features": _HeadFeaturesArguments,
+    "head_classifier": _HeadClassifierArguments,
+}
 
 
 class SimtLibrary:
@@ -92,6 +154,8 @@ class SimtLibrary:
         self._shared_limit = SHARED_LIMIT
         #: Traffic of each buffer of the last launch, by name.
         self.traffic: dict[str, Traffic] = {}
+        #: The launches since the last :meth:`reset_counters`; a stage may be several.
+        self.launches: list[Launch] = []
 
     def launch(
         self, stage: str, inputs: Mapping[str, Tensor], output: Tensor, sizes: Mapping[str, int], bfloat16: bool
@@ -121,6 +185,7 @@ class SimtLibrary:
                 message = self._library.mvk_last_error().decode(errors="replace") if code != 0 else ""
                 names = [*inputs, *outputs]
                 self.traffic = {name: self._traffic_of(index) for index, name in enumerate(names)}
+                self.launches.append(Launch(self.traffic, self._library.mvk_launched_shared_bytes()))
             finally:
                 self._library.mvk_clear_buffers()
         if code == 4:
@@ -161,3 +226,4 @@ class SimtLibrary:
     def reset_counters(self) -> None:
         """Starts all counters from zero."""
         self._library.mvk_reset_counters()
+        self.launches = []
