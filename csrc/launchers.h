@@ -41,6 +41,24 @@ struct Conv3x3Arguments {
 Status conv3x3(const Conv3x3Arguments& arguments, Stream stream);
 int conv3x3_shared_bytes(int out_channels, int tile);
 
+enum class ImageType : int { kUInt8 = 0, kFloat16 = 1, kBFloat16 = 2, kFloat32 = 3 };
+
+struct StemArguments {
+  const void* x;        // (batch, 3, height, width) by its strides, without gaps
+  const void* weights;  // B fragments, halved, see StemParams; 16-byte aligned
+  const float* bias;    // (out_channels,), halved; 16-byte aligned
+  void* y;              // (batch, ⌈height / 2⌉, ⌈width / 2⌉, out_channels), 16-byte aligned
+  long long stride_image, stride_channel, stride_row, stride_column;  // of x, in elements
+  int batch, height, width;
+  int out_channels;
+  ImageType image;
+  float scale0, scale1, scale2;  // image value · scale + shift, by channel
+  float shift0, shift1, shift2;
+  bool bfloat16;  // else float16
+};
+
+Status stem(const StemArguments& arguments, Stream stream);
+
 struct HeadFeaturesArguments {
   const void* x;        // (batch, height, width, in_channels), 16-byte aligned
   const void* weights;  // B fragments, halved, see HeadFeaturesParams

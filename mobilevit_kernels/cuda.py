@@ -105,7 +105,7 @@ class CudaLibrary:
         self.extension = extension
 
     def launch(
-        self, stage: str, inputs: Mapping[str, Tensor], output: Tensor, sizes: Mapping[str, int], bfloat16: bool
+        self, stage: str, inputs: Mapping[str, Tensor], output: Tensor, sizes: Mapping[str, float], bfloat16: bool
     ) -> None:
         """Launches on the current stream of the output's device."""
         device = output.device.index

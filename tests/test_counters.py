@@ -60,6 +60,17 @@ def test_head_stays_within_its_bounds(model: str) -> None:
     assert row.matrix_conflicts == row.shared_conflicts == 0, row
 
 
+def test_stem_stays_within_its_bounds() -> None:
+    skip_unless_available("simt")
+    (row,) = counters.rows(["mobilevit_s"], "stem")
+    assert 1 <= row.bytes_waste <= 1.01, row
+    assert row.mma_waste == 32 / 27, row
+    assert row.mufu_waste == 1, row
+    assert row.matrix_conflicts == row.shared_conflicts == 0, row
+    # The halo of a tile: 17 × 65 pixels read for 16 × 64, less at the border.
+    assert row.reread_bytes <= 0.08 * 3 * 256 * 256 * 2, row
+
+
 def test_command_prints_json() -> None:
     skip_unless_available("simt")
     arguments = ["counters", "--model", "mobilevit_xxs", "--stage", "inverted_residual", "--size", "64", "--json"]
@@ -89,6 +100,7 @@ def test_the_committed_table_has_no_local_memory_traffic_in_loops() -> None:
             "conv3x3": 14,  # 2 dtypes × (3 tiles + 4 widths of the large one)
             "head_classifier": 4,  # 2 dtypes × 2 sizes
             "head_features": 8,  # 2 dtypes × 2 sizes × (pool, map)
+            "stem": 8,  # 2 dtypes × 4 image types
         }
         for name, row in rows.items():
             assert row["local_accesses_in_loops"] == 0, (architecture, name)

@@ -19,6 +19,8 @@ CASES = [
     StageCase("conv3x3", (24, 56), (1, 24, 7, 9), {"dilation": 2, "activation": "none"}),
     StageCase("head", (40, 72, 21), (3, 40, 9, 8)),
     StageCase("head", (24, 40, 0), (2, 24, 5, 7), {"pool": False}),
+    StageCase("stem", (3, 24), (2, 3, 19, 70)),
+    StageCase("stem", (3, 16), (1, 16, 67, 3), {"normalize": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}, "uint8"),
 ]
 
 
@@ -36,11 +38,13 @@ def test_small_case(case: StageCase, dtype: torch.dtype, backend: str, device: s
     def move(value):
         if not isinstance(value, torch.Tensor):
             return value
+        if value.dtype == torch.uint8:
+            return value.to(device)
         return value.to(dtype).contiguous(memory_format=torch.channels_last).to(device)
 
     packed = mvk.pack(weights, dtype, device, backend)
     y = getattr(mvk.ops, case.stage)(move(x), packed, **{name: move(value) for name, value in options.items()})
-    x = x.to(dtype)
+    x = x if x.dtype == torch.uint8 else x.to(dtype)
     truth = verify.reference(case.stage, x, weights, **options)
     stock = verify.reference(case.stage, x, weights, dtype=dtype, **options)
     result = verify.judge(str(case), backend, dtype, y.cpu(), truth, stock, verify.MAX_STAGE_RATIO)

@@ -45,7 +45,7 @@ def run(*command: str) -> str:
 
 def short_name(mangled: str) -> str:
     """Such as ``inverted_residual float16 stride 2, 8 tiles, large`` from a mangled kernel name."""
-    dtype = "float16" if "6__half" in mangled else "bfloat16"
+    dtype = "float16" if re.search(r"ConfigI6__half", mangled) else "bfloat16"
     if config := re.search(r"InvertedResidualConfigI(?:6__half|13__nv_bfloat16)Li(\d+)ELi(\d+)ELb([01])E", mangled):
         stride, tiles, large = config.groups()
         return f"inverted_residual {dtype} stride {stride}, {tiles} tiles, {'large' if large == '1' else 'small'}"
@@ -58,6 +58,9 @@ def short_name(mangled: str) -> str:
     if config := re.search(r"HeadClassifierConfigI(?:6__half|13__nv_bfloat16)Li(\d+)ELi(\d+)E", mangled):
         row_tiles, tiles = map(int, config.groups())
         return f"head_classifier {dtype} {16 * row_tiles} × {8 * tiles}"
+    if config := re.search(r"StemConfigI(?:6__half|13__nv_bfloat16)(h|f|6__half|13__nv_bfloat16|S\d?_)E", mangled):
+        image = {"h": "uint8", "f": "float32", "6__half": "float16", "13__nv_bfloat16": "bfloat16"}
+        return f"stem {dtype} from {image.get(config[1], dtype)}"
     return mangled
 
 

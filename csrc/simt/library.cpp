@@ -61,6 +61,9 @@ int mvk_conv3x3(const Conv3x3Arguments* arguments) {
   return guarded([&] { return conv3x3(*arguments, nullptr); });
 }
 
+int mvk_stem(const StemArguments* arguments) {
+  return guarded([&] { return stem(*arguments, nullptr); });
+}
 int mvk_head_features(const HeadFeaturesArguments* arguments) {
   return guarded([&] { return head_features(*arguments, nullptr); });
 }

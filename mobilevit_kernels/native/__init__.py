@@ -15,19 +15,19 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from mobilevit_kernels.canonical import Conv3x3Weights, HeadWeights, InvertedResidualWeights, StageWeights
+from mobilevit_kernels.canonical import Conv3x3Weights, HeadWeights, InvertedResidualWeights, StageWeights, StemWeights
 
 __all__ = ["DTYPES", "STAGES", "Library", "aligned", "library", "refusal", "source_folder", "stage_module"]
 
 DTYPES = (torch.float16, torch.bfloat16)
-STAGES = ("conv3x3", "head", "inverted_residual")
+STAGES = ("conv3x3", "head", "inverted_residual", "stem")
 
 
 class Library(Protocol):
     """The launchers of one backend."""
 
     def launch(
-        self, stage: str, inputs: Mapping[str, Tensor], output: Tensor, sizes: Mapping[str, int], bfloat16: bool
+        self, stage: str, inputs: Mapping[str, Tensor], output: Tensor, sizes: Mapping[str, float], bfloat16: bool
     ) -> None:
         """Launches a stage.
 
@@ -35,7 +35,7 @@ class Library(Protocol):
             stage: the launcher's name.
             inputs: every tensor that it reads, by the launcher's name for it.
             output: the tensor that it writes.
-            sizes: its integers and flags, by name.
+            sizes: its numbers and flags, by name.
             bfloat16: the compute dtype is bfloat16, else float16.
         """
 
@@ -67,6 +67,8 @@ def refusal(backend: str, stage: str, weights: StageWeights | None, dtype: torch
         return f"it has no CUDA kernel in this version (CUDA kernels: {', '.join(STAGES)})"
     if dtype not in DTYPES:
         return f"the CUDA kernels compute in float16 and bfloat16, not in {str(dtype).removeprefix('torch.')}"
+    if isinstance(weights, StemWeights) and weights.weight.shape[1] != 3:
+        return f"in_channels: the stem's CUDA kernel takes images of 3 channels, got {weights.weight.shape[1]}"
     for name, channels in _channels(weights):
         if channels % 8 != 0:
             return f"{name}: expected a multiple of 8, got {channels}"
@@ -83,6 +85,8 @@ def _channels(weights: StageWeights | None) -> tuple[tuple[str, int], ...]:
         return ("in_channels", weights.weight.shape[1]), ("out_channels", weights.weight.shape[0])
     if isinstance(weights, HeadWeights):
         return ("in_channels", weights.conv_weight.shape[1]), ("hidden_channels", weights.conv_weight.shape[0])
+    if isinstance(weights, StemWeights):
+        return (("out_channels", weights.weight.shape[0]),)
     return ()
 
 

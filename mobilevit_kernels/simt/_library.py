@@ -105,6 +105,31 @@ class _Conv3x3Arguments(ctypes.Structure):
     )
 
 
+class _StemArguments(ctypes.Structure):
+    _fields_ = (
+        ("x", ctypes.c_void_p),
+        ("weights", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("y", ctypes.c_void_p),
+        ("stride_image", ctypes.c_longlong),
+        ("stride_channel", ctypes.c_longlong),
+        ("stride_row", ctypes.c_longlong),
+        ("stride_column", ctypes.c_longlong),
+        ("batch", ctypes.c_int),
+        ("height", ctypes.c_int),
+        ("width", ctypes.c_int),
+        ("out_channels", ctypes.c_int),
+        ("image", ctypes.c_int),
+        ("scale0", ctypes.c_float),
+        ("scale1", ctypes.c_float),
+        ("scale2", ctypes.c_float),
+        ("shift0", ctypes.c_float),
+        ("shift1", ctypes.c_float),
+        ("shift2", ctypes.c_float),
+        ("bfloat16", ctypes.c_bool),
+    )
+
+
 class _HeadFeaturesArguments(ctypes.Structure):
     _fields_ = (
         ("x", ctypes.c_void_p),
@@ -137,6 +162,7 @@ class _HeadClassifierArguments(ctypes.Structure):
 _ARGUMENTS: dict[str, Any] = {
     "inverted_residual": _InvertedResidualArguments,
     "conv3x3": _Conv3x3Arguments,
+    "stem": _StemArguments,
     "head_features": _HeadFeaturesArguments,
     "head_classifier": _HeadClassifierArguments,
 }
@@ -158,7 +184,7 @@ class SimtLibrary:
         self.launches: list[Launch] = []
 
     def launch(
-        self, stage: str, inputs: Mapping[str, Tensor], output: Tensor, sizes: Mapping[str, int], bfloat16: bool
+        self, stage: str, inputs: Mapping[str, Tensor], output: Tensor, sizes: Mapping[str, float], bfloat16: bool
     ) -> None:
         """Runs a stage; see :class:`mobilevit_kernels.native.Library`.
 
