@@ -18,8 +18,6 @@ Status launch_config(const Conv3x3Arguments& a, Stream stream) {
   params.x = Global<const T>(static_cast<const T*>(a.x), image_pixels * a.first_channels);
   params.x2 = Global<const T>(static_cast<const T*>(a.x2), image_pixels * a.second_channels);
   params.out_tiles = out_tiles_of(a.out_channels);
-  params.weights = Global<const T>(static_cast<const T*>(a.weights),
-                                   std::int64_t{ceil_div(in_channels, 16)} * 9 * params.out_tiles * Config::kFragment);
   params.bias = Global<const float>(a.bias, a.out_channels);
   params.y = Global<T>(static_cast<T*>(a.y), image_pixels * a.out_channels);
   params.height = a.height;
@@ -31,11 +29,17 @@ Status launch_config(const Conv3x3Arguments& a, Stream stream) {
   params.tiles_x = ceil_div(ceil_div(a.width, a.dilation), Config::kSide);
   params.tiles_y = ceil_div(ceil_div(a.height, a.dilation), Config::kSide);
   const std::int64_t sub_tiles = std::int64_t{a.batch} * a.dilation * a.dilation * params.tiles_x * params.tiles_y;
+  const std::int64_t weights = std::int64_t{ceil_div(in_channels, 16)} * 9 * params.out_tiles * Config::kFragment;
+  if (weights > 2147483647) {
+    return fail(Status::kInvalidArgument, "conv3x3: expected fewer than 2^31 weights, got %d → %d channels",
+                in_channels, a.out_channels);
+  }
   if (image_pixels > 2147483647 || sub_tiles > 2147483647) {
     return fail(Status::kInvalidArgument, "conv3x3: expected fewer than 2^31 pixels, got batch %d of %d × %d", a.batch,
                 a.height, a.width);
   }
   params.sub_tiles = static_cast<int>(sub_tiles);
+  params.weights = Global<const T>(static_cast<const T*>(a.weights), weights);
   params.silu = a.silu;
   LaunchShape shape;
   shape.blocks_x = ceil_div(params.sub_tiles, Config::kSubTiles);

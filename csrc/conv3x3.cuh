@@ -14,16 +14,17 @@
 // by cp.async, with one barrier a step. The second input is another pointer: a 16-byte unit of eight channels lies in
 // one of them. The concatenation is never made.
 //
-// A warp owns the 64 pixels of one sub-tile as four mma tiles of two rows, g = lane / 4, t = lane % 4:
+// A warp owns the 64 pixels of one sub-tile as four mma tiles of two rows each, g = lane / 4, t = lane % 4:
 //
 //              column  0    1    2    3    4    5    6    7
-//     row 2m          g=0  g=1  g=2  g=3  g=4  g=5  g=6  g=7      mma tile m, fragment row g
-//     row 2m + 1      g=0  g=1  g=2  g=3  g=4  g=5  g=6  g=7      mma tile m, fragment row g + 8
+//     row m           g=0  g=1  g=2  g=3  g=4  g=5  g=6  g=7      mma tile m, fragment row g
+//     row m + 4       g=0  g=1  g=2  g=3  g=4  g=5  g=6  g=7      mma tile m, fragment row g + 8
 //
-// and kOutTiles · 8 output channels. It loads the ten rows of its halo once for each dx (five ldmatrix of two rows) and
-// serves the three dy from registers: the A fragment of (tile m, dy) is rows 2m + dy and 2m + dy + 1. With four tiles
-// sharing each B fragment that is 2560 / (12 · kOutTiles) + 64 bytes of shared memory an mma, 100 at six tiles; below
-// 206 the matrix pipe of an H200 binds, and not shared memory.
+// and kOutTiles · 8 output channels. It loads halo rows j and j + 4, j = 0 … 5, by one ldmatrix each for every dx, and
+// serves the three dy from registers: the A fragment of (tile m, dy) is that of j = m + dy. With four tiles sharing
+// each B fragment that is 3072 / (12 · kOutTiles) + 64 bytes of shared memory an mma, 107 at six tiles; below 206 the
+// matrix pipe of an H200 binds, and not shared memory. (Rows 2j and 2j + 1 would be five ldmatrix, and moves between
+// registers for dy = 1.)
 //
 // Depth groups: warps that share pixels and channels and take every kDepthGroups-th 16 input channels; their sums are
 // added at the end in a fixed order. They shorten the chain of steps where there are few blocks.
@@ -70,6 +71,9 @@ struct Conv3x3Config {
   static constexpr int kFragment = 32 * 4;           // elements of one B fragment
   static constexpr int kSlot = kDepthGroups * 3 * kBlockTiles * kFragment;
 
+  static constexpr int kTileCopies = ceil_div(kPositions * kUnits, kThreads);  // of 16 bytes, a thread and slice
+  static constexpr int kWeightCopies = ceil_div(kSlot / 8, kThreads);          // the same, a thread and step
+
   // Byte offsets in shared memory.
   static constexpr int kTiles = round_up(kPositions * 4, 16);  // the table of pixels comes first
   static constexpr int kRing = kTiles + 2 * kTile * 2;
@@ -77,6 +81,7 @@ struct Conv3x3Config {
   // After the loop the tiles give way to the partial sums of the depth groups but the first.
   static constexpr int kPartialFloats = (kDepthGroups - 1) * kSubTiles * kChannelWarps * 4 * kOutTiles * 32 * 4;
 
+  static_assert(kThreads % kUnits == 0, "a thread copies the same unit of every position");
   static_assert(kSide == 8, "an mma tile is two rows of eight pixels");
   static_assert(kRing % 16 == 0 && kTile * 2 % 16 == 0, "cp.async writes 16 bytes at multiples of 16");
   static_assert(kTiles + kPartialFloats * 4 <= kSharedBytes, "the partial sums fit where tiles and ring were");
@@ -143,34 +148,49 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
   const auto ring_slot = [&](int dx) {
     return shared_region<T>("weights", Config::kRing + dx * Config::kSlot * 2, Config::kSlot);
   };
+  // What a thread copies never changes but for the slice: its unit of a position, its places in the ring.
+  const int unit = thread_index() % Config::kUnits;
+  const int first_position = thread_index() / Config::kUnits;
   const auto fetch_tile = [&](int slice) {
     const Shared<T> tile = tile_region(slice);
-    for (int i = thread_index(); i < Config::kPositions * Config::kUnits; i += Config::kThreads) {
-      const int position = i / Config::kUnits;
-      const int unit = i % Config::kUnits;
-      const int channel = (slice * Config::kUnits + unit) * 8;
+    const int channel = (slice * Config::kUnits + unit) * 8;
+    const bool second = channel >= params.first_channels;
+    const Global<const T> source = second && channel < in_channels ? params.x2 : params.x;
+    const int channels = second ? params.second_channels : params.first_channels;
+    const int channel_of_source = second ? channel - params.first_channels : channel;
+#pragma unroll
+    for (int i = 0; i < Config::kTileCopies; ++i) {
+      const int position = first_position + i * (Config::kThreads / Config::kUnits);
+      if (position >= Config::kPositions) break;
       const int pixel = pixels.template load<int>(position);
       const bool valid = pixel >= 0 && channel < in_channels;
-      const bool second = valid && channel >= params.first_channels;
-      const Global<const T> source = second ? params.x2 : params.x;
-      const int channels = second ? params.second_channels : params.first_channels;
-      const int channel_of_source = second ? channel - params.first_channels : channel;
-      copy_async_16(tile, position * Config::kPitch + unit * 8, source,
-                    valid ? static_cast<std::int64_t>(pixel) * channels + channel_of_source : 0, valid);
+      const std::int64_t offset = static_cast<std::int64_t>(pixel) * channels + channel_of_source;
+      copy_async_16(tile, position * Config::kPitch + unit * 8, source, valid ? offset : 0, valid);
     }
   };
+  constexpr int kFragmentUnits = Config::kFragment / 8;
+  int weight_offsets[Config::kWeightCopies];  // of the first slice and dx = 0; −1: beyond the output channels
+#pragma unroll
+  for (int i = 0; i < Config::kWeightCopies; ++i) {
+    const int place = thread_index() + i * Config::kThreads;
+    const int tile = block_tile + place / kFragmentUnits % Config::kBlockTiles;
+    const int row = place / kFragmentUnits / Config::kBlockTiles;  // 3 · depth group + dy
+    const int fragment = (row / 3 * 9 + row % 3) * params.out_tiles + tile;
+    weight_offsets[i] = tile < params.out_tiles ? fragment * Config::kFragment + place % kFragmentUnits * 8 : -1;
+  }
   const auto fetch_weights = [&](int slice, int dx) {
     const Shared<T> slot = ring_slot(dx);
-    constexpr int kFragmentUnits = Config::kFragment / 8;
-    for (int i = thread_index(); i < Config::kSlot / 8; i += Config::kThreads) {
-      const int tile = block_tile + i / kFragmentUnits % Config::kBlockTiles;
-      const int row = i / kFragmentUnits / Config::kBlockTiles;
-      const int step = slice * Config::kDepthGroups + row / 3;
-      if (step < depth_steps && tile < params.out_tiles) {
-        const std::int64_t fragment =
-            (static_cast<std::int64_t>(step * 3 + dx) * 3 + row % 3) * params.out_tiles + tile;
-        copy_async_16(slot, i * 8, params.weights, fragment * Config::kFragment + i % kFragmentUnits * 8);
+    const int step_offset = (slice * Config::kDepthGroups * 9 + dx * 3) * params.out_tiles * Config::kFragment;
+#pragma unroll
+    for (int i = 0; i < Config::kWeightCopies; ++i) {
+      const int place = thread_index() + i * Config::kThreads;
+      if (place >= Config::kSlot / 8) break;
+      if constexpr (Config::kDepthGroups > 1) {
+        const int row = place / kFragmentUnits / Config::kBlockTiles;
+        if (slice * Config::kDepthGroups + row / 3 >= depth_steps) break;
       }
+      const bool valid = weight_offsets[i] >= 0;
+      copy_async_16(slot, place * 8, params.weights, valid ? step_offset + weight_offsets[i] : 0, valid);
     }
   };
 
@@ -182,34 +202,26 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
   }
 
   const bool has_pixels = first_sub_tile + sub_tile < params.sub_tiles;
-  const int lane_position = sub_tile * Config::kHalo + lane / 8 % 2 * Config::kHaloSide + lane % 8;
+  const int lane_position = sub_tile * Config::kHalo + lane / 8 % 2 * 4 * Config::kHaloSide + lane % 8;
   const auto accumulate = [&](int slice, int dx) {
     if (!has_pixels || slice * Config::kDepthGroups + depth_group >= depth_steps) return;
     const Shared<T> tile = tile_region(slice);
     const Shared<T> slot = ring_slot(dx);
-    FragmentA<T> rows[5];  // halo rows 2i and 2i + 1
+    FragmentA<T> rows[6];  // halo rows j and j + 4
 #pragma unroll
-    for (int i = 0; i < 5; ++i) {
-      const int position = lane_position + 2 * i * Config::kHaloSide + dx;
-      load_matrix_x4(rows[i].reg, tile, position * Config::kPitch + depth_group * 16 + lane / 16 * 8);
+    for (int j = 0; j < 6; ++j) {
+      const int position = lane_position + j * Config::kHaloSide + dx;
+      load_matrix_x4(rows[j].reg, tile, position * Config::kPitch + depth_group * 16 + lane / 16 * 8);
     }
 #pragma unroll
     for (int dy = 0; dy < 3; ++dy) {
 #pragma unroll
       for (int n = 0; n < Config::kOutTiles; ++n) {
-        if (warp_tile + n >= params.out_tiles) break;
         const int fragment = (depth_group * 3 + dy) * Config::kBlockTiles + channel_warp * Config::kOutTiles + n;
         const Words2 words = slot.template load<Words2>(fragment * Config::kFragment + lane * 4);
         const FragmentB<T> b{{{words.word[0]}, {words.word[1]}}};
 #pragma unroll
-        for (int m = 0; m < 4; ++m) {
-          if (dy == 1) {
-            const FragmentA<T> a{{rows[m].reg[1], rows[m + 1].reg[0], rows[m].reg[3], rows[m + 1].reg[2]}};
-            mma_m16n8k16(sums[m][n], a, b);
-          } else {
-            mma_m16n8k16(sums[m][n], rows[m + dy / 2], b);
-          }
-        }
+        for (int m = 0; m < 4; ++m) mma_m16n8k16(sums[m][n], rows[m + dy], b);
       }
     }
   };
@@ -288,8 +300,8 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
     if (pixel < 0) continue;
     const std::int64_t begin = static_cast<std::int64_t>(pixel) * params.out_channels;
     const auto value_of = [&](int n) {
-      const FragmentC& sum = sums[row / 2][n];
-      return make_pair<T>(sum.value[row % 2 * 2], sum.value[row % 2 * 2 + 1]);
+      const FragmentC& sum = sums[row % 4][n];
+      return make_pair<T>(sum.value[row / 4 * 2], sum.value[row / 4 * 2 + 1]);
     };
 #pragma unroll
     for (int n = 0; n < Config::kOutTiles; ++n) {

@@ -83,6 +83,10 @@ Status head_features(const HeadFeaturesArguments& a, Stream stream) {
                 "head_features: expected channels that are multiples of 8, got in %d, hidden %d", a.in_channels,
                 a.hidden_channels);
   }
+  if (std::int64_t{a.in_channels} * a.hidden_channels > 2147483647 / 2) {
+    return fail(Status::kInvalidArgument, "head_features: expected fewer than 2^30 weights, got %d → %d channels",
+                a.in_channels, a.hidden_channels);
+  }
   if (a.batch < 1 || a.height < 1 || a.width < 1 || std::int64_t{a.batch} * a.height * a.width > 2147483647 - 64) {
     return fail(Status::kInvalidArgument,
                 "head_features: expected between 1 and 2^31 - 65 pixels, got batch %d, %d × %d pixels", a.batch,

@@ -49,7 +49,13 @@ struct HeadConfig {
   static constexpr int kPixels = kGroups * kChunk * kPitch;
   static constexpr int kWeights = kDepth * kBlockTiles * kFragment;
   static constexpr int kSharedBytes = 3 * 2 * (kPixels + kWeights);
+  static constexpr int kPixelCopies = kGroups * kChunk * kUnits / kThreads;       // of 16 bytes, a thread and step
+  static constexpr int kDepthsAtOnce = kThreads / (kFragment / 8 * kBlockTiles);  // k-steps of weights a copy
+  static constexpr int kWeightCopies = kDepth / kDepthsAtOnce;
 
+  static_assert(kPixelCopies * kThreads == kGroups * kChunk * kUnits, "every thread copies as many pixels");
+  static_assert(kWeightCopies * kThreads == kWeights / 8, "every thread copies as many weights, of whole k-steps");
+  static_assert(kThreads % kUnits == 0, "a thread copies the same unit of every pixel");
   static_assert(kUnits == 4, "the swizzle is of four units");
 };
 
@@ -96,18 +102,22 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
   const auto weights_slot = [&](int step) {
     return shared_region<T>("weights", (3 * Config::kPixels + step % 3 * Config::kWeights) * 2, Config::kWeights);
   };
-  const auto fetch = [&](int step) {
-    const int chunk = step / slices;
-    const int slice = step % slices;
+  // What a thread copies never changes but for the slice and the chunk: its unit of a pixel, its places in a slot.
+  const int unit = thread_index() % Config::kUnits;
+  const int first_row_of_slot = thread_index() / Config::kUnits;
+  constexpr int kFragmentUnits = Config::kFragment / 8;
+  const int weight_tile = block_tile + thread_index() / kFragmentUnits % Config::kBlockTiles;
+  const int weight_depth = thread_index() / kFragmentUnits / Config::kBlockTiles;
+  const int weight_offset =
+      (weight_depth * params.out_tiles + weight_tile) * Config::kFragment + thread_index() % kFragmentUnits * 8;
+  const auto fetch = [&](int step, int chunk, int slice) {
     const Shared<T> pixels = pixels_slot(step);
-    // Rolled loops: the addresses of several copies at once would not fit beside the accumulators in 128 registers.
-#pragma unroll 1
-    for (int i = thread_index(); i < Config::kGroups * Config::kChunk * Config::kUnits; i += Config::kThreads) {
-      const int row = i / Config::kUnits;
-      const int unit = i % Config::kUnits;
+    const int channel = (slice * Config::kUnits + unit) * 8;
+#pragma unroll
+    for (int i = 0; i < Config::kPixelCopies; ++i) {
+      const int row = first_row_of_slot + i * (Config::kThreads / Config::kUnits);
       const int of_group = row / Config::kChunk;
       const int pixel = chunk * Config::kChunk + row % Config::kChunk;
-      const int channel = (slice * Config::kUnits + unit) * 8;
       const bool valid =
           first_group + of_group < params.groups && pixel < pixels_of(of_group) && channel < params.in_channels;
       const std::int64_t row_of_x = (first_group + of_group) * params.group_pixels + pixel;
@@ -115,15 +125,14 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
                     valid ? row_of_x * params.in_channels + channel : 0, valid);
     }
     const Shared<T> weights = weights_slot(step);
-    constexpr int kFragmentUnits = Config::kFragment / 8;
-#pragma unroll 1
-    for (int i = thread_index(); i < Config::kWeights / 8; i += Config::kThreads) {
-      const int tile = block_tile + i / kFragmentUnits % Config::kBlockTiles;
-      const int depth_step = slice * Config::kDepth + i / kFragmentUnits / Config::kBlockTiles;
-      if (depth_step < depth_steps && tile < params.out_tiles) {
-        const std::int64_t fragment = static_cast<std::int64_t>(depth_step) * params.out_tiles + tile;
-        copy_async_16(weights, i * 8, params.weights, fragment * Config::kFragment + i % kFragmentUnits * 8);
-      }
+    const int depth_fragments = params.out_tiles * Config::kFragment;  // elements of one k-step
+#pragma unroll
+    for (int i = 0; i < Config::kWeightCopies; ++i) {
+      const int depth_step = slice * Config::kDepth + i * Config::kDepthsAtOnce;
+      if (depth_step + weight_depth >= depth_steps) break;
+      const bool valid = weight_tile < params.out_tiles;
+      copy_async_16(weights, (thread_index() + i * Config::kThreads) * 8, params.weights,
+                    valid ? depth_step * depth_fragments + weight_offset : 0, valid);
     }
   };
 
@@ -134,17 +143,16 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
 #pragma unroll
   for (int n = 0; n < Config::kOutTiles; ++n) pooled[n] = Floats2{{0.0f, 0.0f}};
 
-  const auto accumulate = [&](int step) {
+  const auto accumulate = [&](int step, int slice) {
     if (!has_pixels) return;
     const Shared<T> pixels = pixels_slot(step);
     const Shared<T> weights = weights_slot(step);
-#pragma unroll 1
+#pragma unroll
     for (int depth = 0; depth < Config::kDepth; ++depth) {
-      if (step % slices * Config::kDepth + depth >= depth_steps) break;
+      if (slice * Config::kDepth + depth >= depth_steps) break;
       FragmentB<T> b[Config::kOutTiles];
 #pragma unroll
       for (int n = 0; n < Config::kOutTiles; ++n) {
-        if (warp_tile + n >= params.out_tiles) break;
         const int fragment = depth * Config::kBlockTiles + channel_warp * Config::kOutTiles + n;
         const Words2 words = weights.template load<Words2>(fragment * Config::kFragment + lane * 4);
         b[n] = FragmentB<T>{{{words.word[0]}, {words.word[1]}}};
@@ -155,10 +163,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
         const int row = group * Config::kChunk + 16 * m + lane % 16;
         load_matrix_x4(a.reg, pixels, row * Config::kPitch + swizzled(row, 2 * depth + lane / 16) * 8);
 #pragma unroll
-        for (int n = 0; n < Config::kOutTiles; ++n) {
-          if (warp_tile + n >= params.out_tiles) break;
-          mma_m16n8k16(sums[m][n], a, b[n]);
-        }
+        for (int n = 0; n < Config::kOutTiles; ++n) mma_m16n8k16(sums[m][n], a, b[n]);
       }
     }
   };
@@ -190,25 +195,33 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
   };
 
   const int steps = chunks * slices;
-  fetch(0);
-  copy_async_commit();
-  if (steps > 1) fetch(1);
-  copy_async_commit();
-  for (int step = 0; step < steps; ++step) {
-    if (step % slices == 0) {
-#pragma unroll
-      for (int m = 0; m < 4; ++m) {
-#pragma unroll
-        for (int n = 0; n < Config::kOutTiles; ++n) sums[m][n] = FragmentC{{0.0f, 0.0f, 0.0f, 0.0f}};
-      }
-    }
-    copy_async_wait<1>();
-    // What this step reads is there for all; all have left the step before, whose slot comes next.
-    sync_block();
-    if (step + 2 < steps) fetch(step + 2);
+  int next_chunk = 0;
+  int next_slice = 0;
+  const auto fetch_next = [&](int step) {
+    if (step < steps) fetch(step, next_chunk, next_slice);
     copy_async_commit();
-    accumulate(step);
-    if (step % slices == slices - 1) finish_chunk(step / slices);
+    if (++next_slice == slices) {
+      next_slice = 0;
+      ++next_chunk;
+    }
+  };
+  fetch_next(0);
+  fetch_next(1);
+  int step = 0;
+  for (int chunk = 0; chunk < chunks; ++chunk) {
+#pragma unroll
+    for (int m = 0; m < 4; ++m) {
+#pragma unroll
+      for (int n = 0; n < Config::kOutTiles; ++n) sums[m][n] = FragmentC{{0.0f, 0.0f, 0.0f, 0.0f}};
+    }
+    for (int slice = 0; slice < slices; ++slice, ++step) {
+      copy_async_wait<1>();
+      // What this step reads is there for all; all have left the step before, whose slot comes next.
+      sync_block();
+      fetch_next(step + 2);
+      accumulate(step, slice);
+    }
+    finish_chunk(chunk);
   }
 
   if constexpr (Config::kPool) {
@@ -235,6 +248,7 @@ struct HeadClassifierConfig {
   static constexpr int kOutTiles = kOutTilesOf;  // of 8 classes
   static constexpr int kWarps = 4;               // over the hidden channels
   static constexpr int kThreads = 32 * kWarps;
+  static constexpr int kStepsAtOnce = kRowTiles == 1 ? 5 : 1;  // latency binds a small block: loads of many steps
   static constexpr int kPartialFloats = kWarps * kRowTiles * kOutTiles * 32 * 4;
   static constexpr int kSharedBytes = kPartialFloats * 4;
 };
@@ -267,7 +281,7 @@ __global__ void __launch_bounds__(Config::kThreads)
 #pragma unroll
     for (int n = 0; n < Config::kOutTiles; ++n) sums[m][n] = FragmentC{{0.0f, 0.0f, 0.0f, 0.0f}};
   }
-#pragma unroll 2
+#pragma unroll(Config::kStepsAtOnce)
   for (int step = warp; step < depth_steps; step += Config::kWarps) {
     FragmentA<T> a[Config::kRowTiles];
 #pragma unroll
