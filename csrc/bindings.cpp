@@ -104,7 +104,6 @@ PYBIND11_MODULE(_C, module) {
       py::arg("y"), py::arg("batch"), py::arg("height"), py::arg("width"), py::arg("first_channels"),
       py::arg("second_channels"), py::arg("out_channels"), py::arg("dilation"), py::arg("tile"), py::arg("silu"),
       py::arg("bfloat16"));
-  module.def("conv3x3_shared_bytes", &mvk::conv3x3_shared_bytes);
   module.def(
       "stem",
       [](int device, std::uintptr_t stream, std::uintptr_t x, std::uintptr_t weights, std::uintptr_t bias,

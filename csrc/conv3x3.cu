@@ -73,10 +73,6 @@ Status launch_by_tile(const Conv3x3Arguments& a, Stream stream) {
 
 }  // namespace
 
-int conv3x3_shared_bytes(int out_channels, int tile) {
-  return with_config<Half>(tile, out_channels, [](auto config) { return decltype(config)::kSharedBytes; });
-}
-
 Status conv3x3(const Conv3x3Arguments& a, Stream stream) {
   if (a.first_channels < 8 || a.first_channels % 8 != 0 || a.second_channels < 0 || a.second_channels % 8 != 0 ||
       a.out_channels < 8 || a.out_channels % 8 != 0) {

@@ -84,6 +84,7 @@ struct Conv3x3Config {
   static_assert(kThreads % kUnits == 0, "a thread copies the same unit of every position");
   static_assert(kSide == 8, "an mma tile is two rows of eight pixels");
   static_assert(kRing % 16 == 0 && kTile * 2 % 16 == 0, "cp.async writes 16 bytes at multiples of 16");
+  static_assert(kSharedBytes <= 99 * 1024, "every GPU from sm_80 on has that much for a block");
   static_assert(kTiles + kPartialFloats * 4 <= kSharedBytes, "the partial sums fit where tiles and ring were");
 };
 

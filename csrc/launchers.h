@@ -39,7 +39,6 @@ struct Conv3x3Arguments {
 };
 
 Status conv3x3(const Conv3x3Arguments& arguments, Stream stream);
-int conv3x3_shared_bytes(int out_channels, int tile);
 
 enum class ImageType : int { kUInt8 = 0, kFloat16 = 1, kBFloat16 = 2, kFloat32 = 3 };
 

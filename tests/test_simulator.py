@@ -157,9 +157,15 @@ from mobilevit_kernels import simt
 simt.library = lambda: library
 from mobilevit_kernels import ops
 from mobilevit_kernels.verify import StageCase
-for stride in (1, 2):
-    x, weights, options = StageCase("inverted_residual", (24, 40, 24), (1, 24, 9, 7), {"stride": stride}).build()
-    ops.inverted_residual(x.half(), weights, **options, backend="simt")
+for case in (
+    StageCase("inverted_residual", (24, 40, 24), (1, 24, 9, 7)),
+    StageCase("inverted_residual", (24, 40, 24), (1, 24, 9, 7), {"stride": 2}),
+    StageCase("conv3x3", (40, 24), (1, 40, 9, 7)),
+    StageCase("head", (24, 40, 5), (2, 24, 9, 8)),
+    StageCase("stem", (3, 24), (1, 3, 19, 70)),
+):
+    x, weights, options = case.build()
+    getattr(ops, case.stage)(x.half(), weights, **options, backend="simt")
 print("clean")
 """
 

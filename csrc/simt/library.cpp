@@ -56,7 +56,6 @@ int mvk_inverted_residual(const InvertedResidualArguments* arguments) {
   return guarded([&] { return inverted_residual(*arguments, nullptr); });
 }
 
-int mvk_conv3x3_shared_bytes(int out_channels, int tile) { return conv3x3_shared_bytes(out_channels, tile); }
 int mvk_conv3x3(const Conv3x3Arguments* arguments) {
   return guarded([&] { return conv3x3(*arguments, nullptr); });
 }
