@@ -7,7 +7,7 @@ namespace mvk {
 namespace {
 
 template <class T, class Image>
-Status launch_types(const StemArguments& a, Stream stream) {
+Status launch_part(const StemArguments& a, Stream stream) {
   using Config = StemConfig<T, Image>;
   const int out_height = (a.height + 1) / 2;
   const int out_width = (a.width + 1) / 2;
@@ -18,7 +18,7 @@ Status launch_types(const StemArguments& a, Stream stream) {
       Global<const T>(static_cast<const T*>(a.weights), 2 * ceil_div(a.out_channels, 16) * Config::kFragment);
   params.bias = Global<const float>(a.bias, a.out_channels);
   params.y = Global<T>(static_cast<T*>(a.y), std::int64_t{a.batch} * out_height * out_width * a.out_channels);
-  params.stride_image = a.stride_image;
+  params.stride_image = static_cast<int>(a.stride_image);
   params.stride_channel = static_cast<int>(a.stride_channel);
   params.stride_row = static_cast<int>(a.stride_row);
   params.stride_column = static_cast<int>(a.stride_column);
@@ -28,7 +28,6 @@ Status launch_types(const StemArguments& a, Stream stream) {
   params.out_width = out_width;
   params.out_channels = a.out_channels;
   params.tiles_x = ceil_div(out_width, Config::kColumns);
-  params.tiles_y = ceil_div(out_height, Config::kRows);
   params.scale0 = a.scale0;
   params.scale1 = a.scale1;
   params.scale2 = a.scale2;
@@ -36,11 +35,29 @@ Status launch_types(const StemArguments& a, Stream stream) {
   params.shift1 = a.shift1;
   params.shift2 = a.shift2;
   LaunchShape shape;
-  shape.blocks_x = std::int64_t{a.batch} * params.tiles_x * params.tiles_y;
-  shape.blocks_y = 1;
+  shape.blocks_x = std::int64_t{params.tiles_x} * ceil_div(out_height, Config::kRows);
+  shape.blocks_y = a.batch;
   shape.threads = Config::kThreads;
   shape.shared_bytes = Config::kSharedBytes;
   return launch<stem_kernel<Config>>("stem", shape, stream, params);
+}
+
+// The kernel counts image values and outputs in 32 bits and images in blockIdx.y: a larger batch goes in parts.
+template <class T, class Image>
+Status launch_types(const StemArguments& a, Stream stream) {
+  const std::int64_t image_values = std::int64_t{StemConfig<T, Image>::kChannels} * a.height * a.width;
+  const std::int64_t image_outputs = std::int64_t{(a.height + 1) / 2} * ((a.width + 1) / 2) * a.out_channels;
+  const std::int64_t fitting = 2147483647 / (image_values > image_outputs ? image_values : image_outputs);
+  const int most = static_cast<int>(fitting < 65535 ? fitting : 65535);
+  for (int first = 0; first < a.batch; first += most) {
+    StemArguments part = a;
+    part.x = static_cast<const Image*>(a.x) + first * image_values;
+    part.y = static_cast<T*>(a.y) + first * image_outputs;
+    part.batch = a.batch - first < most ? a.batch - first : most;
+    const Status status = launch_part<T, Image>(part, stream);
+    if (status != Status::kOk) return status;
+  }
+  return Status::kOk;
 }
 
 template <class T>
@@ -69,9 +86,10 @@ Status stem(const StemArguments& a, Stream stream) {
     return fail(Status::kInvalidArgument, "stem: expected non-empty images, got batch %d, %d × %d pixels", a.batch,
                 a.height, a.width);
   }
-  if (std::int64_t{3} * a.height * a.width > 2147483647) {
-    return fail(Status::kInvalidArgument, "stem: expected fewer than 2^31 values an image, got 3 × %d × %d", a.height,
-                a.width);
+  const std::int64_t outputs = std::int64_t{(a.height + 1) / 2} * ((a.width + 1) / 2) * a.out_channels;
+  if (std::int64_t{a.height} * a.width > 2147483647 / 3 || outputs > 2147483647) {
+    return fail(Status::kInvalidArgument, "stem: expected fewer than 2^31 values an image, got %d × %d pixels, out %d",
+                a.height, a.width, a.out_channels);
   }
   return a.bfloat16 ? launch_by_image<BFloat16>(a, stream) : launch_by_image<Half>(a, stream);
 }

@@ -22,7 +22,7 @@
 // B fragments stay in registers, straight from global memory.
 //
 // Per output pixel: 54 · C_out flops, 12 image values, C_out values written, C_out tanh. Expected to bind: device
-// memory, with the conversion of the image values (about 20 instructions each) close behind.
+// memory, with the issue of instructions close behind (about 540 a warp).
 #pragma once
 
 #include "common/launch.cuh"
@@ -45,9 +45,11 @@ struct StemConfig {
   static constexpr int kPairs = ceil_div(kInElements, 2);             // 4-byte words of a row
   static constexpr int kTile = kInRows * kPairs * 2;                  // elements
   static constexpr int kSharedBytes = kTile * 2;
-  static constexpr int kPairsPerThread = ceil_div(kInRows * kPairs, kThreads);
+  static constexpr int kPairThreads = 128;  // side by side over the pairs of a row; 30 of them have none
+  static constexpr int kRowsPerThread = ceil_div(kInRows, kThreads / kPairThreads);
   static constexpr int kFragment = 32 * 8;  // elements of the B fragments of an 8-channel tile, both k-steps
 
+  static_assert(kPairs <= kPairThreads && kThreads % kPairThreads == 0, "a pair of every second row for each thread");
   static_assert(kPairs % 32 == 2, "element 8 of three tap rows: 3g, 3g + 2 and 3g + 4 words apart, all in other banks");
 };
 
@@ -57,11 +59,10 @@ struct StemParams {
   Global<const T> weights;   // B fragments [8-channel tile][lane][8], halved
   Global<const float> bias;  // (C_out,), halved
   Global<T> y;
-  std::int64_t stride_image;  // in elements
-  int stride_channel, stride_row, stride_column;
+  int stride_image, stride_channel, stride_row, stride_column;  // of the image, in elements
   int height, width;
   int out_height, out_width, out_channels;
-  int tiles_x, tiles_y;
+  int tiles_x;  // blockIdx.x = tile row · tiles_x + tile column, blockIdx.y = image
   float scale0, scale1, scale2;
   float shift0, shift1, shift2;
 };
@@ -91,49 +92,57 @@ __global__ void __launch_bounds__(Config::kThreads)
   const int g = lane / 4;
   const int t = lane % 4;
   const int tile_x = block_index_x() % params.tiles_x;
-  const int tile_y = block_index_x() / params.tiles_x % params.tiles_y;
-  const int image = block_index_x() / params.tiles_x / params.tiles_y;
+  const int tile_y = block_index_x() / params.tiles_x;
+  const int image = block_index_y();
 
-  // The normalised image tile, a pair of elements at a time. All loads of a thread first: device memory binds, and what
-  // hides its latency is bytes under way.
-  const Shared<T> tile = shared_region<T>("tile", 0, Config::kTile);
-  const int first_row = 2 * tile_y * Config::kRows - 1;
-  const int first_column = 2 * tile_x * Config::kColumns - 1;
+  // The normalised image tile. A thread takes one pair of elements of every second row, so that column, channel and
+  // statistics are worked out once. All its loads come first: device memory binds, and what hides its latency is bytes
+  // under way.
   using Value = ImageValue<typename Config::Image>;
   using Raw = typename Value::Raw;
-  const std::int64_t image_offset = image * params.stride_image;
-  Raw raw[Config::kPairsPerThread][2];
-  unsigned inside = 0;  // bit 2i + j: element j of pair i is a pixel of the image
+  const Shared<T> tile = shared_region<T>("tile", 0, Config::kTile);
+  const int pair = thread_index() % Config::kPairThreads;
+  const int thread_row = thread_index() / Config::kPairThreads;
+  const int first_row = 2 * tile_y * Config::kRows - 1;
+  bool inside[2];  // the element's column is one of the image
+  int offset[2];
+  float scale[2];
+  float shift[2];
 #pragma unroll
-  for (int i = 0; i < Config::kPairsPerThread; ++i) {
-    const int pair = thread_index() + i * Config::kThreads;
-    const int row_of_tile = pair / Config::kPairs;
-    const int row = first_row + row_of_tile;
+  for (int j = 0; j < 2; ++j) {
+    const int index = 2 * pair + j;
+    const int channel = index % Config::kChannels;
+    const int column = 2 * tile_x * Config::kColumns - 1 + index / Config::kChannels;
+    inside[j] = index < Config::kInElements && column >= 0 && column < params.width;
+    offset[j] = image * params.stride_image + channel * params.stride_channel + column * params.stride_column;
+    scale[j] = channel == 0 ? params.scale0 : channel == 1 ? params.scale1 : params.scale2;
+    shift[j] = channel == 0 ? params.shift0 : channel == 1 ? params.shift1 : params.shift2;
+  }
+  const auto row_of = [&](int i) { return thread_row + i * (Config::kThreads / Config::kPairThreads); };
+  const auto exists = [&](int i, int j) {
+    const int row = first_row + row_of(i);
+    return inside[j] && row_of(i) < Config::kInRows && row >= 0 && row < params.height;
+  };
+  Raw raw[Config::kRowsPerThread][2];
+#pragma unroll
+  for (int i = 0; i < Config::kRowsPerThread; ++i) {
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
-      const int index = pair % Config::kPairs * 2 + j;
-      const int channel = index % Config::kChannels;
-      const int column = first_column + index / Config::kChannels;
-      const bool valid = row_of_tile < Config::kInRows && index < Config::kInElements && row >= 0 &&
-                         row < params.height && column >= 0 && column < params.width;
-      const int offset = channel * params.stride_channel + row * params.stride_row + column * params.stride_column;
-      raw[i][j] = valid ? params.image.template load<Raw>(image_offset + offset) : Raw{0};
-      inside |= (valid ? 1u : 0u) << (2 * i + j);
+      const int at = (first_row + row_of(i)) * params.stride_row + offset[j];
+      raw[i][j] = exists(i, j) ? params.image.template load<Raw>(at) : Raw{0};
     }
   }
 #pragma unroll
-  for (int i = 0; i < Config::kPairsPerThread; ++i) {
-    const int pair = thread_index() + i * Config::kThreads;
+  for (int i = 0; i < Config::kRowsPerThread; ++i) {
     float value[2];
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
-      const int channel = (pair % Config::kPairs * 2 + j) % Config::kChannels;
-      const float scale = channel == 0 ? params.scale0 : channel == 1 ? params.scale1 : params.scale2;
-      const float shift = channel == 0 ? params.shift0 : channel == 1 ? params.shift1 : params.shift2;
-      const float normalized = Value::decode(raw[i][j]) * scale + shift;
-      value[j] = (inside >> (2 * i + j) & 1u) != 0 ? normalized : 0.0f;
+      const float normalized = Value::decode(raw[i][j]) * scale[j] + shift[j];
+      value[j] = exists(i, j) ? normalized : 0.0f;
     }
-    if (pair < Config::kInRows * Config::kPairs) tile.store(pair * 2, make_pair<T>(value[0], value[1]));
+    if (pair < Config::kPairs && row_of(i) < Config::kInRows) {
+      tile.store((row_of(i) * Config::kPairs + pair) * 2, make_pair<T>(value[0], value[1]));
+    }
   }
   sync_block();
 
@@ -156,21 +165,24 @@ __global__ void __launch_bounds__(Config::kThreads)
 
   const int row = tile_y * Config::kRows + warp_index();
   for (int first_channel = 0; first_channel < params.out_channels; first_channel += 16) {
+    const int channel = first_channel + 4 * t;
+    const bool exists_channel = channel < params.out_channels;
+    const Floats4 bias = exists_channel ? params.bias.template load<Floats4>(channel) : Floats4{{0, 0, 0, 0}};
     FragmentC sums[2][2];  // [mma tile][8-channel tile]
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
-      const std::int64_t fragment = first_channel / 8 + n;
+      const int fragment = first_channel / 8 + n;
       const Words4 words = params.weights.template load<Words4>(fragment * Config::kFragment + lane * 8);
 #pragma unroll
       for (int m = 0; m < 2; ++m) {
-        sums[m][n] = FragmentC{{0.0f, 0.0f, 0.0f, 0.0f}};
+        const float first = bias.value[2 * n];
+        const float second = bias.value[2 * n + 1];
+        sums[m][n] = FragmentC{{first, second, first, second}};
         mma_m16n8k16(sums[m][n], a[m][0], FragmentB<T>{{{words.word[0]}, {words.word[1]}}});
         mma_m16n8k16(sums[m][n], a[m][1], FragmentB<T>{{{words.word[2]}, {words.word[3]}}});
       }
     }
-    const int channel = first_channel + 4 * t;
-    if (channel >= params.out_channels || row >= params.out_height) continue;
-    const Floats4 bias = params.bias.template load<Floats4>(channel);
+    if (!exists_channel || row >= params.out_height) continue;
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
 #pragma unroll
@@ -180,12 +192,10 @@ __global__ void __launch_bounds__(Config::kThreads)
         Words2 channels;
 #pragma unroll
         for (int n = 0; n < 2; ++n) {
-          const float first = silu_of_half(sums[m][n].value[2 * half] + bias.value[2 * n]);
-          const float second = silu_of_half(sums[m][n].value[2 * half + 1] + bias.value[2 * n + 1]);
-          channels.word[n] = make_pair<T>(first, second).bits;
+          const float* sum = sums[m][n].value + 2 * half;
+          channels.word[n] = make_pair<T>(silu_of_half(sum[0]), silu_of_half(sum[1])).bits;
         }
-        const std::int64_t pixel =
-            (static_cast<std::int64_t>(image) * params.out_height + row) * params.out_width + column;
+        const int pixel = (image * params.out_height + row) * params.out_width + column;
         params.y.store(pixel * params.out_channels + channel, channels);
       }
     }

@@ -108,6 +108,9 @@ def test_no_bank_conflicts_and_no_padding_at_the_published_sizes(tile: int) -> N
     assert counted.shared_store_conflicts == 0
     assert counted.mma_m16n8k16 == 4 * 64 * 96 * 64 * 9 // 2048
     assert counted.mufu == 4 * 64 * 96
+    if conv3x3_tiling.TILES[tile].name == "large":  # bytes an mma: shared memory binds from 206 on, L2 from 39
+        assert (counted.matrix_load_wavefronts + counted.shared_load_wavefronts) * 128 <= 112 * counted.mma_m16n8k16
+        assert counted.global_read_bytes <= 26 * counted.mma_m16n8k16
 
 
 def test_batches_of_0_1_and_3_agree() -> None:
