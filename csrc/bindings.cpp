@@ -149,6 +149,110 @@ PYBIND11_MODULE(_C, module) {
       py::arg("device"), py::arg("stream"), py::arg("qkv"), py::arg("y"), py::arg("batch"), py::arg("height"),
       py::arg("width"), py::arg("dim"), py::arg("num_heads"), py::arg("patch_height"), py::arg("patch_width"),
       py::arg("scale"), py::arg("bfloat16"));
+  module.def(
+      "conv3x3",
+      [](int device, std::uintptr_t stream, std::uintptr_t x, std::uintptr_t x2, std::uintptr_t weights,
+         std::uintptr_t bias, std::uintptr_t y, int batch, int height, int width, int first_channels,
+         int second_channels, int out_channels, int dilation, int tile, bool silu, bool bfloat16) {
+        const DeviceGuard guard(device);
+        mvk::Conv3x3Arguments arguments{};
+        arguments.x = pointer<const void>(x);
+        arguments.x2 = pointer<const void>(x2);
+        arguments.weights = pointer<const void>(weights);
+        arguments.bias = pointer<const float>(bias);
+        arguments.y = pointer<void>(y);
+        arguments.batch = batch;
+        arguments.height = height;
+        arguments.width = width;
+        arguments.first_channels = first_channels;
+        arguments.second_channels = second_channels;
+        arguments.out_channels = out_channels;
+        arguments.dilation = dilation;
+        arguments.tile = tile;
+        arguments.silu = silu;
+        arguments.bfloat16 = bfloat16;
+        raise_unless_ok(mvk::conv3x3(arguments, reinterpret_cast<mvk::Stream>(stream)));
+      },
+      py::arg("device"), py::arg("stream"), py::arg("x"), py::arg("x2") = 0, py::arg("weights"), py::arg("bias"),
+      py::arg("y"), py::arg("batch"), py::arg("height"), py::arg("width"), py::arg("first_channels"),
+      py::arg("second_channels"), py::arg("out_channels"), py::arg("dilation"), py::arg("tile"), py::arg("silu"),
+      py::arg("bfloat16"));
+  module.def(
+      "stem",
+      [](int device, std::uintptr_t stream, std::uintptr_t x, std::uintptr_t weights, std::uintptr_t bias,
+         std::uintptr_t y, long long stride_image, long long stride_channel, long long stride_row,
+         long long stride_column, int batch, int height, int width, int out_channels, int image, float scale0,
+         float scale1, float scale2, float shift0, float shift1, float shift2, bool bfloat16) {
+        const DeviceGuard guard(device);
+        mvk::StemArguments arguments{};
+        arguments.x = pointer<const void>(x);
+        arguments.weights = pointer<const void>(weights);
+        arguments.bias = pointer<const float>(bias);
+        arguments.y = pointer<void>(y);
+        arguments.stride_image = stride_image;
+        arguments.stride_channel = stride_channel;
+        arguments.stride_row = stride_row;
+        arguments.stride_column = stride_column;
+        arguments.batch = batch;
+        arguments.height = height;
+        arguments.width = width;
+        arguments.out_channels = out_channels;
+        arguments.image = static_cast<mvk::ImageType>(image);
+        arguments.scale0 = scale0;
+        arguments.scale1 = scale1;
+        arguments.scale2 = scale2;
+        arguments.shift0 = shift0;
+        arguments.shift1 = shift1;
+        arguments.shift2 = shift2;
+        arguments.bfloat16 = bfloat16;
+        raise_unless_ok(mvk::stem(arguments, reinterpret_cast<mvk::Stream>(stream)));
+      },
+      py::arg("device"), py::arg("stream"), py::arg("x"), py::arg("weights"), py::arg("bias"), py::arg("y"),
+      py::arg("stride_image"), py::arg("stride_channel"), py::arg("stride_row"), py::arg("stride_column"),
+      py::arg("batch"), py::arg("height"), py::arg("width"), py::arg("out_channels"), py::arg("image"),
+      py::arg("scale0"), py::arg("scale1"), py::arg("scale2"), py::arg("shift0"), py::arg("shift1"), py::arg("shift2"),
+      py::arg("bfloat16"));
+  module.def(
+      "head_features",
+      [](int device, std::uintptr_t stream, std::uintptr_t x, std::uintptr_t weights, std::uintptr_t bias,
+         std::uintptr_t y, int batch, int height, int width, int in_channels, int hidden_channels, bool pool,
+         bool bfloat16) {
+        const DeviceGuard guard(device);
+        mvk::HeadFeaturesArguments arguments{};
+        arguments.x = pointer<const void>(x);
+        arguments.weights = pointer<const void>(weights);
+        arguments.bias = pointer<const float>(bias);
+        arguments.y = pointer<void>(y);
+        arguments.batch = batch;
+        arguments.height = height;
+        arguments.width = width;
+        arguments.in_channels = in_channels;
+        arguments.hidden_channels = hidden_channels;
+        arguments.pool = pool;
+        arguments.bfloat16 = bfloat16;
+        raise_unless_ok(mvk::head_features(arguments, reinterpret_cast<mvk::Stream>(stream)));
+      },
+      py::arg("device"), py::arg("stream"), py::arg("x"), py::arg("weights"), py::arg("bias"), py::arg("y"),
+      py::arg("batch"), py::arg("height"), py::arg("width"), py::arg("in_channels"), py::arg("hidden_channels"),
+      py::arg("pool"), py::arg("bfloat16"));
+  module.def(
+      "head_classifier",
+      [](int device, std::uintptr_t stream, std::uintptr_t x, std::uintptr_t weights, std::uintptr_t bias,
+         std::uintptr_t y, int rows, int in_features, int out_features, bool bfloat16) {
+        const DeviceGuard guard(device);
+        mvk::HeadClassifierArguments arguments{};
+        arguments.x = pointer<const void>(x);
+        arguments.weights = pointer<const void>(weights);
+        arguments.bias = pointer<const float>(bias);
+        arguments.y = pointer<void>(y);
+        arguments.rows = rows;
+        arguments.in_features = in_features;
+        arguments.out_features = out_features;
+        arguments.bfloat16 = bfloat16;
+        raise_unless_ok(mvk::head_classifier(arguments, reinterpret_cast<mvk::Stream>(stream)));
+      },
+      py::arg("device"), py::arg("stream"), py::arg("x"), py::arg("weights"), py::arg("bias"), py::arg("y"),
+      py::arg("rows"), py::arg("in_features"), py::arg("out_features"), py::arg("bfloat16"));
   module.def("golden", [](int device, std::uintptr_t stream, const std::string& name, std::uintptr_t in,
                           std::uintptr_t out, int warps) {
     const DeviceGuard guard(device);

@@ -71,4 +71,62 @@ struct UnfoldAttentionFoldArguments {
 
 Status unfold_attention_fold(const UnfoldAttentionFoldArguments& arguments, Stream stream);
 
+struct Conv3x3Arguments {
+  const void* x;        // (batch, height, width, first_channels), 16-byte aligned
+  const void* x2;       // (batch, height, width, second_channels), 16-byte aligned; null where second_channels is 0
+  const void* weights;  // B fragments, see Conv3x3Params
+  const float* bias;    // (out_channels,)
+  void* y;              // (batch, height, width, out_channels), 16-byte aligned
+  int batch, height, width;
+  int first_channels, second_channels, out_channels;
+  int dilation;
+  int tile;  // 8×8-pixel tiles × output channels a block: 0: 1 × 8, 1: 1 × 16, 2: 2 × 32, 3: 4 × up to 96
+  bool silu;
+  bool bfloat16;  // else float16
+};
+
+Status conv3x3(const Conv3x3Arguments& arguments, Stream stream);
+
+enum class ImageType : int { kUInt8 = 0, kFloat16 = 1, kBFloat16 = 2, kFloat32 = 3 };
+
+struct StemArguments {
+  const void* x;        // (batch, 3, height, width) by its strides, without gaps
+  const void* weights;  // B fragments, halved, see StemParams; 16-byte aligned
+  const float* bias;    // (out_channels,), halved; 16-byte aligned
+  void* y;              // (batch, ⌈height / 2⌉, ⌈width / 2⌉, out_channels), 16-byte aligned
+  long long stride_image, stride_channel, stride_row, stride_column;  // of x, in elements
+  int batch, height, width;
+  int out_channels;
+  ImageType image;
+  float scale0, scale1, scale2;  // image value · scale + shift, by channel
+  float shift0, shift1, shift2;
+  bool bfloat16;  // else float16
+};
+
+Status stem(const StemArguments& arguments, Stream stream);
+
+struct HeadFeaturesArguments {
+  const void* x;        // (batch, height, width, in_channels), 16-byte aligned
+  const void* weights;  // B fragments, halved, see HeadFeaturesParams
+  const float* bias;    // (hidden_channels,), halved
+  void* y;              // pooled: (batch, hidden_channels), else (batch, height, width, hidden_channels)
+  int batch, height, width;
+  int in_channels, hidden_channels;
+  bool pool;
+  bool bfloat16;  // else float16
+};
+
+Status head_features(const HeadFeaturesArguments& arguments, Stream stream);
+
+struct HeadClassifierArguments {
+  const void* x;        // (rows, in_features)
+  const void* weights;  // B fragments, see HeadClassifierParams
+  const float* bias;    // (out_features,)
+  void* y;              // (rows, out_features), out_features even
+  int rows, in_features, out_features;
+  bool bfloat16;  // else float16
+};
+
+Status head_classifier(const HeadClassifierArguments& arguments, Stream stream);
+
 }  // namespace mvk

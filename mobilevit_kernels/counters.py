@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from mobilevit_kernels import native, ops, verify
-from mobilevit_kernels.bench.work import stage_work
+from mobilevit_kernels.bench.work import Work, stage_work
 from mobilevit_kernels.native.transformer_plan import instances_for, lay_out
 from mobilevit_kernels.ops._dispatch import pack
 from mobilevit_kernels.verify import StageCase
@@ -140,29 +140,29 @@ def count(path: str, case: StageCase, dtype: torch.dtype = torch.float16) -> Row
     x, weights, options = case.build()
     assert weights is not None
     packed = pack(weights, dtype, backend="simt")
+    options = {name: value.to(dtype) if isinstance(value, torch.Tensor) else value for name, value in options.items()}
     library = simt.library()
     library.reset_counters()
     library.set_multiprocessors(0)  # no batch is small: the variants for throughput
     try:
-        y = getattr(ops, case.stage)(x.to(dtype), packed, **options)
+        getattr(ops, case.stage)(x if x.dtype == torch.uint8 else x.to(dtype), packed, **options)
     finally:
         library.set_multiprocessors()
-    counted, traffic = library.counters(), library.traffic
-
+    counted, launches = library.counters(), library.launches
+    traffic = [(name, buffer) for launch in launches for name, buffer in launch.traffic.items()]
+    inputs = [buffer for name, buffer in traffic if name in ("x", "x2")]
+    weight_buffers = [buffer for name, buffer in traffic if name in ("weights", "row_weights")]
     work = stage_work(case)
-    products = work.flops // 2
-    if case.stage == "inverted_residual":  # the depthwise step is none of the tensor cores'
-        products -= 9 * packed.sizes[1] * y.shape[0] * y.shape[2] * y.shape[3]
     moved = counted.global_read_bytes + counted.global_write_bytes
     return Row(
         path=path,
         shape=str(case),
         floor_bytes=work.bytes(dtype),
-        bytes=sum(buffer.read_distinct + buffer.written for buffer in traffic.values()),
-        reread_bytes=traffic["x"].read - traffic["x"].read_distinct,
-        weight_reread_bytes=traffic["weights"].read - traffic["weights"].read_distinct,
+        bytes=sum(buffer.read_distinct + buffer.written for _, buffer in traffic),
+        reread_bytes=sum(buffer.read - buffer.read_distinct for buffer in inputs),
+        weight_reread_bytes=sum(buffer.read - buffer.read_distinct for buffer in weight_buffers),
         sector_ratio=32 * (counted.global_read_sectors + counted.global_write_sectors) / moved,
-        floor_mma=products / (16 * 8 * 16),
+        floor_mma=_products(case, work) / (16 * 8 * 16),
         mma=counted.mma_m16n8k16 + counted.mma_m16n8k8 / 2,
         floor_mufu=work.special,
         mufu=counted.mufu,
@@ -175,8 +175,18 @@ def count(path: str, case: StageCase, dtype: torch.dtype = torch.float16) -> Row
         shuffles=counted.shuffles,
         barriers=counted.block_barriers,
         blocks=counted.blocks,
-        shared_bytes=library.last_shared_bytes(),
+        shared_bytes=max(launch.shared_bytes for launch in launches),
     )
+
+
+def _products(case: StageCase, work: Work) -> int:
+    """Multiply-adds for the tensor cores; the depthwise step of an inverted residual is not among them."""
+    products = work.flops // 2
+    if case.stage == "inverted_residual":
+        batch, _, height, width = case.x_shape
+        stride = case.options.get("stride", 1)
+        products -= 9 * case.sizes[1] * batch * -(-height // stride) * -(-width // stride)
+    return products
 
 
 def rows(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,42 @@ def test_transformer_stays_within_its_bounds(model: str) -> None:
         assert row.reread_bytes == 0, row
 
 
+@pytest.mark.parametrize("model", ["mobilevit_s", "mobilevit_xs", "mobilevit_xxs"])
+def test_conv3x3_stays_within_its_bounds(model: str) -> None:
+    skip_unless_available("simt")
+    rows = list(counters.rows([model], "conv3x3", batch=1))
+    assert len(rows) == 6
+    for row in rows:
+        assert 1 <= row.bytes_waste <= 1.01, row
+        assert row.mma_waste == 1, row
+        assert row.mufu_waste == 1, row
+        assert row.matrix_conflicts == row.shared_conflicts == 0, row
+        assert row.sector_ratio <= 1.15, row
+        # What a block reads for itself, halo and weights, is at most 104 KB.
+        assert row.reread_bytes + row.weight_reread_bytes <= 104 * 1024 * row.blocks, row
+
+
+@pytest.mark.parametrize("model", ["mobilevit_s", "mobilevit_xs", "mobilevit_xxs"])
+def test_head_stays_within_its_bounds(model: str) -> None:
+    skip_unless_available("simt")
+    (row,) = counters.rows([model], "head", batch=1)
+    assert 1 <= row.bytes_waste <= 1.01, row
+    # One image fills a sixteenth of the classifier's rows; the convolution wastes nothing.
+    assert row.mufu_waste == 1, row
+    assert row.matrix_conflicts == row.shared_conflicts == 0, row
+
+
+def test_stem_stays_within_its_bounds() -> None:
+    skip_unless_available("simt")
+    (row,) = counters.rows(["mobilevit_s"], "stem", batch=1)
+    assert 1 <= row.bytes_waste <= 1.01, row
+    assert row.mma_waste == 32 / 27, row
+    assert row.mufu_waste == 1, row
+    assert row.matrix_conflicts == row.shared_conflicts == 0, row
+    # The halo of a tile: 17 × 65 pixels read for 16 × 64, less at the border.
+    assert row.reread_bytes <= 0.08 * 3 * 256 * 256 * 2, row
+
+
 def test_command_prints_json() -> None:
     skip_unless_available("simt")
     arguments = ["counters", "--model", "mobilevit_xxs", "--stage", "inverted_residual", "--size", "64", "--json"]
@@ -116,11 +153,17 @@ def test_the_committed_table_has_no_local_memory_traffic_in_loops() -> None:
     table = json.loads(_resources().TABLE.read_text())
     assert set(table) == {"sm_80", "sm_90a", "sm_100"}
     for architecture, rows in table.items():
-        of = [name.split()[0] for name in rows]
-        assert of.count("inverted_residual") == 32, "2 dtypes × 2 strides × 4 widths × 2 tiles"
-        assert of.count("inverted_residual_rows") == 24, "2 dtypes × 12 shapes"
-        assert of.count("transformer") == 36, "2 dtypes × 18 instances"
-        assert of.count("unfold_attention_fold") == 14, "2 dtypes × 7 head widths"
+        kernels = Counter(name.split()[0] for name in rows)
+        assert kernels == {
+            "inverted_residual": 32,  # 2 dtypes × 2 strides × 4 widths × 2 tiles
+            "inverted_residual_rows": 24,  # 2 dtypes × 12 shapes
+            "transformer": 36,  # 2 dtypes × 18 instances
+            "unfold_attention_fold": 14,  # 2 dtypes × 7 head widths
+            "conv3x3": 14,  # 2 dtypes × (3 tiles + 4 widths of the large one)
+            "head_classifier": 4,  # 2 dtypes × 2 sizes
+            "head_features": 8,  # 2 dtypes × 2 sizes × (pool, map)
+            "stem": 8,  # 2 dtypes × 4 image types
+        }
         for name, row in rows.items():
             # sm_100 needs a register or two more than sm_90: one kernel stores one word once a row.
             assert row["local_accesses_in_loops"] <= (1 if architecture == "sm_100" else 0), (architecture, name)

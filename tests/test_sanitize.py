@@ -20,6 +20,12 @@ CASES = [
     StageCase("transformer", (16, 64, 48, 2, 24), (1, 16, 9, 11), {"num_heads": 4, "patch_size": (1, 1)}),  # split
     StageCase("transformer", (16, 144, 48, 1, 8), (1, 16, 8, 10), {"num_heads": 4, "patch_size": (2, 1)}),
     StageCase("unfold_attention_fold", (), (2, 3 * 80, 18, 8), {"num_heads": 4, "patch_size": (2, 1)}),
+    StageCase("conv3x3", (40, 24), (2, 24, 9, 11), {"x2_channels": 16}),
+    StageCase("conv3x3", (24, 56), (1, 24, 7, 9), {"dilation": 2, "activation": "none"}),
+    StageCase("head", (40, 72, 21), (3, 40, 9, 8)),
+    StageCase("head", (24, 40, 0), (2, 24, 5, 7), {"pool": False}),
+    StageCase("stem", (3, 24), (2, 3, 19, 70)),
+    StageCase("stem", (3, 16), (1, 16, 67, 3), {"normalize": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}, "uint8"),
 ]
 
 
@@ -37,13 +43,15 @@ def test_small_case(case: StageCase, dtype: torch.dtype, backend: str, device: s
     def move(value):
         if not isinstance(value, torch.Tensor):
             return value
+        if value.dtype == torch.uint8:
+            return value.to(device)
         return value.to(dtype).contiguous(memory_format=torch.channels_last).to(device)
 
     arguments = [] if weights is None else [mvk.pack(weights, dtype, device, backend)]
     options |= {"backend": backend} if weights is None else {}
     with blocks(backend, "large" if 144 in case.sizes else "small"):
         y = getattr(mvk.ops, case.stage)(move(x), *arguments, **{name: move(value) for name, value in options.items()})
-    x = x.to(dtype)
+    x = x if x.dtype == torch.uint8 else x.to(dtype)
     options.pop("backend", None)
     truth = verify.reference(case.stage, x, weights, **options)
     stock = verify.reference(case.stage, x, weights, dtype=dtype, **options)

@@ -157,10 +157,17 @@ from mobilevit_kernels import simt
 simt.library = lambda: library
 from mobilevit_kernels import ops
 from mobilevit_kernels.verify import StageCase
-for out_channels, stride in ((24, 1), (48, 2), (40, 1), (40, 2)):  # the row kernel, the tile kernel
-    case = StageCase("inverted_residual", (24, 40, out_channels), (1, 24, 9, 7), {"stride": stride})
+for case in (
+    StageCase("inverted_residual", (24, 40, 24), (1, 24, 9, 7)),  # the row kernel
+    StageCase("inverted_residual", (24, 40, 48), (1, 24, 9, 7), {"stride": 2}),
+    StageCase("inverted_residual", (24, 40, 40), (1, 24, 9, 7)),  # the tile kernel
+    StageCase("inverted_residual", (24, 40, 40), (1, 24, 9, 7), {"stride": 2}),
+    StageCase("conv3x3", (40, 24), (1, 40, 9, 7)),
+    StageCase("head", (24, 40, 5), (2, 24, 9, 8)),
+    StageCase("stem", (3, 24), (1, 3, 19, 70)),
+):
     x, weights, options = case.build()
-    ops.inverted_residual(x.half(), weights, **options, backend="simt")
+    getattr(ops, case.stage)(x.half(), weights, **options, backend="simt")
 print("clean")
 """
 

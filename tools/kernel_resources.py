@@ -47,12 +47,12 @@ def short_name(mangled: str) -> str:
     """A readable name from a mangled one: ``inverted_residual float16 stride 2, 8 tiles, large`` (output tiles, tile of
     pixels), ``inverted_residual_rows float16 stride 1, 64 → 64, 3 × 16 pixels, 8 warps`` (channels, a warp's step),
     ``transformer float16 144 channels, heads of 40, 256 rows a block``."""
-    dtype = "float16" if "6__half" in mangled else "bfloat16"
+    dtype = "float16" if "ConfigI6__half" in mangled else "bfloat16"
     if tile := re.search(r"InvertedResidualConfigI\w+?Li(\d+)ELi(\d+)ELb([01])E", mangled):
         stride, tiles, large = tile.groups()
         return f"inverted_residual {dtype} stride {stride}, {tiles} tiles, {'large' if large == '1' else 'small'}"
-    if rows := re.search(r"InvertedResidualRowsConfigI\w+?" + r"Li(\d+)E" * 6, mangled):
-        stride, in_channels, out_channels, tiles, step_rows, warps = rows.groups()
+    if config := re.search(r"InvertedResidualRowsConfigI\w+?" + r"Li(\d+)E" * 6, mangled):
+        stride, in_channels, out_channels, tiles, step_rows, warps = config.groups()
         return (
             f"inverted_residual_rows {dtype} stride {stride}, {in_channels} → {out_channels}, "
             f"{step_rows} × {16 * int(tiles)} pixels, {warps} warps"
@@ -63,6 +63,18 @@ def short_name(mangled: str) -> str:
         return f"transformer {dtype} {size}, {16 * int(row_tiles) * int(warps)} rows a block"
     if config := re.search(r"UnfoldAttentionFoldConfigI\w+?Li(\d+)E", mangled):
         return f"unfold_attention_fold {dtype} heads of {8 * int(config[1])}"
+    if config := re.search(r"Conv3x3ConfigI\w+?Li(\d+)ELi(\d+)ELi(\d+)ELi(\d+)E", mangled):
+        sub_tiles, channel_warps, depth_groups, width = map(int, config.groups())
+        return f"conv3x3 {dtype} {64 * sub_tiles} pixels, {8 * channel_warps * width} channels, depth {depth_groups}"
+    if config := re.search(r"HeadConfigI\w+?Li(\d+)ELi(\d+)ELb([01])E", mangled):
+        groups, tiles, pool = config.groups()
+        return f"head_features {dtype} {groups} groups, {32 * int(tiles)} channels, {'pool' if pool == '1' else 'map'}"
+    if config := re.search(r"HeadClassifierConfigI\w+?Li(\d+)ELi(\d+)E", mangled):
+        row_tiles, width = map(int, config.groups())
+        return f"head_classifier {dtype} {16 * row_tiles} × {8 * width}"
+    if config := re.search(r"StemConfigI(?:6__half|13__nv_bfloat16)(h|f|6__half|13__nv_bfloat16|S\d?_)E", mangled):
+        image = {"h": "uint8", "f": "float32", "6__half": "float16", "13__nv_bfloat16": "bfloat16"}
+        return f"stem {dtype} from {image.get(config[1], dtype)}"
     return mangled
 
 

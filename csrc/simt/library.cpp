@@ -38,7 +38,7 @@ int mvk_counters(std::uint64_t* values, int capacity) {
   if (capacity >= kCount) std::memcpy(values, &simt::counters(), sizeof(simt::Counters));
   return kCount;
 }
-int mvk_last_shared_bytes() { return simt::last_launch().shared_bytes; }
+int mvk_launched_shared_bytes() { return simt::last_launch().shared_bytes; }
 int mvk_buffer_count() { return static_cast<int>(simt::buffers().size()); }
 // Bytes that lanes read, distinct bytes read (whole sectors), bytes written.
 void mvk_buffer_traffic(int index, std::uint64_t* values) {
@@ -69,6 +69,19 @@ int mvk_transformer(const TransformerArguments* arguments) {
 }
 int mvk_unfold_attention_fold(const UnfoldAttentionFoldArguments* arguments) {
   return guarded([&] { return unfold_attention_fold(*arguments, nullptr); });
+}
+int mvk_conv3x3(const Conv3x3Arguments* arguments) {
+  return guarded([&] { return conv3x3(*arguments, nullptr); });
+}
+
+int mvk_stem(const StemArguments* arguments) {
+  return guarded([&] { return stem(*arguments, nullptr); });
+}
+int mvk_head_features(const HeadFeaturesArguments* arguments) {
+  return guarded([&] { return head_features(*arguments, nullptr); });
+}
+int mvk_head_classifier(const HeadClassifierArguments* arguments) {
+  return guarded([&] { return head_classifier(*arguments, nullptr); });
 }
 
 int mvk_golden(const char* name, const void* in, void* out, int warps) {

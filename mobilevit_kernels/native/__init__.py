@@ -17,10 +17,20 @@ from torch import Tensor
 
 from mobilevit_kernels.canonical import AttentionShape, StageWeights
 
-__all__ = ["DTYPES", "STAGES", "Library", "library", "refusal", "source_folder", "stage_module"]
+__all__ = [
+    "DTYPES",
+    "STAGES",
+    "Library",
+    "aligned",
+    "library",
+    "multiples_of_eight",
+    "refusal",
+    "source_folder",
+    "stage_module",
+]
 
 DTYPES = (torch.float16, torch.bfloat16)
-STAGES = ("inverted_residual", "transformer", "unfold_attention_fold")
+STAGES = ("conv3x3", "head", "inverted_residual", "stem", "transformer", "unfold_attention_fold")
 
 
 class Library(Protocol):
@@ -83,6 +93,19 @@ def refusal(
         reason: str | None = stage_module(stage).refusal(backend, weights, device)
         return reason
     return None
+
+
+def multiples_of_eight(**channels: int) -> str | None:
+    """Why 16-byte accesses do not fit some of the channels, given by name; None: they do."""
+    for name, count in channels.items():
+        if count % 8 != 0:
+            return f"{name}: expected a multiple of 8, got {count}"
+    return None
+
+
+def aligned(x: Tensor) -> Tensor:
+    """``x``, copied where it is a slice that does not start at a multiple of the 16 bytes that the kernels copy."""
+    return x if x.data_ptr() % 16 == 0 else x.clone(memory_format=torch.channels_last)
 
 
 def stage_module(stage: str) -> ModuleType:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-__all__ = ["lane_channels", "pad_to", "to_b_fragment_tail", "to_b_fragments"]
+__all__ = ["deal_channels", "lane_channels", "pad_to", "to_b_fragment_tail", "to_b_fragments", "to_b_tiles"]
 
 
 def pad_to(x: Tensor, *sizes: int) -> Tensor:
@@ -53,3 +53,29 @@ def to_b_fragment_tail(matrix: Tensor) -> Tensor:
     columns = -(-matrix.shape[1] // 16) * 16
     tiles = pad_to(matrix, 8, columns).reshape(4, 2, columns // 16, 2, 8)  # t, h, p, j, g
     return tiles.permute(2, 4, 0, 3, 1).reshape(columns // 16, 32, 4)
+
+
+def to_b_tiles(matrix: Tensor) -> Tensor:
+    """Reorders a (…, K, N) matrix, K a multiple of 16 and N of 8, into single n8 tiles.
+
+    With g = lane // 4 and t = lane % 4, lane's four values of k-step s and tile n are
+    ``matrix[16·s + 2·t + 8·r + h, 8·n + g]`` for (r, h) in lexicographic order.
+
+    Returns:
+        (…, K/16, N/8, 32, 4): k-step, tile, lane, the four values.
+    """
+    *batch, depth, columns = matrix.shape
+    tiles = matrix.reshape(*batch, depth // 16, 2, 4, 2, columns // 8, 8)  # s, r, t, h, n, g
+    order = [len(batch) + axis for axis in (0, 4, 5, 2, 1, 3)]
+    return tiles.permute(*range(len(batch)), *order).reshape(*batch, depth // 16, columns // 8, 32, 4)
+
+
+def deal_channels(matrix: Tensor) -> Tensor:
+    """Reorders the columns of a (…, N) matrix, N a multiple of 16, so that a lane ends with four neighbours.
+
+    Column ``8·j + 2·t + h`` of each 16 receives channel ``4·t + 2·j + h``: of the two n8 tiles j, lane t holds the
+    accumulators of channels 4t … 4t + 3, one 8-byte store.
+    """
+    *batch, columns = matrix.shape
+    dealt = matrix.reshape(*batch, columns // 16, 4, 2, 2)  # 16 channels, t, j, h
+    return dealt.transpose(-3, -2).reshape(*batch, columns)

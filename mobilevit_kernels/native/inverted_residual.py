@@ -87,13 +87,10 @@ def refusal(backend: str, weights: InvertedResidualWeights, device: torch.device
     """Why the kernels cannot serve these weights on this device; None: they can."""
     hidden_channels, in_channels = weights.expand_weight.shape[:2]
     out_channels = weights.project_weight.shape[0]
-    for name, channels in (
-        ("in_channels", in_channels),
-        ("hidden_channels", hidden_channels),
-        ("out_channels", out_channels),
+    if reason := native.multiples_of_eight(
+        in_channels=in_channels, hidden_channels=hidden_channels, out_channels=out_channels
     ):
-        if channels % 8 != 0:
-            return f"{name}: expected a multiple of 8, got {channels}"
+        return reason
     needed = _needed(backend, in_channels, out_channels, SMALL_CHUNK)
     limit = native.library(backend).shared_limit(device)
     if needed > limit:

@@ -248,9 +248,8 @@ def refusal(backend: str, weights: TransformerWeights, device: torch.device) -> 
     """Why the kernels cannot serve these weights on this device; None: they can, in the usual number of heads."""
     dim, in_channels = weights.in_weight.shape[:2]
     out_channels = weights.out_weight.shape[0]
-    for name, channels in (("in_channels", in_channels), ("dim", dim), ("out_channels", out_channels)):
-        if channels % 8 != 0:
-            return f"{name}: expected a multiple of 8, got {channels}"
+    if reason := native.multiples_of_eight(in_channels=in_channels, dim=dim, out_channels=out_channels):
+        return reason
     if dim > MAX_DIM:
         return f"dim: expected at most {MAX_DIM}, got {dim}"
     heads = _usual_heads(dim)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Counters", "SimtLibrary", "SimulatorFault", "Traffic"]
+__all__ = ["Counters", "Launch", "SimtLibrary", "SimulatorFault", "Traffic"]
 
 MULTIPROCESSORS = 132  # of an H200
 SHARED_LIMIT = 232448  # bytes of shared memory a block may have on sm_90
@@ -56,6 +56,14 @@ class Traffic:
     read: int = 0
     read_distinct: int = 0
     written: int = 0
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What one launch did to each buffer, by name, and the dynamic shared memory of its blocks."""
+
+    traffic: dict[str, Traffic]
+    shared_bytes: int
 
 
 class _InvertedResidualArguments(ctypes.Structure):
@@ -108,10 +116,88 @@ class _UnfoldAttentionFoldArguments(ctypes.Structure):
     )
 
 
+class _Conv3x3Arguments(ctypes.Structure):
+    _fields_ = (
+        ("x", ctypes.c_void_p),
+        ("x2", ctypes.c_void_p),
+        ("weights", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("y", ctypes.c_void_p),
+        ("batch", ctypes.c_int),
+        ("height", ctypes.c_int),
+        ("width", ctypes.c_int),
+        ("first_channels", ctypes.c_int),
+        ("second_channels", ctypes.c_int),
+        ("out_channels", ctypes.c_int),
+        ("dilation", ctypes.c_int),
+        ("tile", ctypes.c_int),
+        ("silu", ctypes.c_bool),
+        ("bfloat16", ctypes.c_bool),
+    )
+
+
+class _StemArguments(ctypes.Structure):
+    _fields_ = (
+        ("x", ctypes.c_void_p),
+        ("weights", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("y", ctypes.c_void_p),
+        ("stride_image", ctypes.c_longlong),
+        ("stride_channel", ctypes.c_longlong),
+        ("stride_row", ctypes.c_longlong),
+        ("stride_column", ctypes.c_longlong),
+        ("batch", ctypes.c_int),
+        ("height", ctypes.c_int),
+        ("width", ctypes.c_int),
+        ("out_channels", ctypes.c_int),
+        ("image", ctypes.c_int),
+        ("scale0", ctypes.c_float),
+        ("scale1", ctypes.c_float),
+        ("scale2", ctypes.c_float),
+        ("shift0", ctypes.c_float),
+        ("shift1", ctypes.c_float),
+        ("shift2", ctypes.c_float),
+        ("bfloat16", ctypes.c_bool),
+    )
+
+
+class _HeadFeaturesArguments(ctypes.Structure):
+    _fields_ = (
+        ("x", ctypes.c_void_p),
+        ("weights", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("y", ctypes.c_void_p),
+        ("batch", ctypes.c_int),
+        ("height", ctypes.c_int),
+        ("width", ctypes.c_int),
+        ("in_channels", ctypes.c_int),
+        ("hidden_channels", ctypes.c_int),
+        ("pool", ctypes.c_bool),
+        ("bfloat16", ctypes.c_bool),
+    )
+
+
+class _HeadClassifierArguments(ctypes.Structure):
+    _fields_ = (
+        ("x", ctypes.c_void_p),
+        ("weights", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("y", ctypes.c_void_p),
+        ("rows", ctypes.c_int),
+        ("in_features", ctypes.c_int),
+        ("out_features", ctypes.c_int),
+        ("bfloat16", ctypes.c_bool),
+    )
+
+
 _ARGUMENTS: dict[str, Any] = {
     "inverted_residual": _InvertedResidualArguments,
     "transformer": _TransformerArguments,
     "unfold_attention_fold": _UnfoldAttentionFoldArguments,
+    "conv3x3": _Conv3x3Arguments,
+    "stem": _StemArguments,
+    "head_features": _HeadFeaturesArguments,
+    "head_classifier": _HeadClassifierArguments,
 }
 
 
@@ -128,6 +214,8 @@ class SimtLibrary:
         self._multiprocessors = MULTIPROCESSORS
         #: Traffic of each buffer of the last launch, by name.
         self.traffic: dict[str, Traffic] = {}
+        #: The launches since the last :meth:`reset_counters`; a stage may be several.
+        self.launches: list[Launch] = []
 
     def launch(
         self,
@@ -167,6 +255,7 @@ class SimtLibrary:
                 message = self._library.mvk_last_error().decode(errors="replace") if code != 0 else ""
                 names = [*inputs, *outputs]
                 self.traffic = {name: self._traffic_of(index) for index, name in enumerate(names)}
+                self.launches.append(Launch(self.traffic, self._library.mvk_launched_shared_bytes()))
             finally:
                 self._library.mvk_clear_buffers()
         if code == 4:
@@ -183,11 +272,6 @@ class SimtLibrary:
         """Shared memory of a block in bytes."""
         needed: int = getattr(self._library, f"mvk_{stage}_shared_bytes")(*sizes)
         return needed
-
-    def last_shared_bytes(self) -> int:
-        """Dynamic shared memory of a block of the last launch, in bytes."""
-        used: int = self._library.mvk_last_shared_bytes()
-        return used
 
     def shared_limit(self, device: torch.device) -> int:
         """Shared memory that a simulated block may have, in bytes: that of sm_90 unless set otherwise."""
@@ -224,3 +308,4 @@ class SimtLibrary:
     def reset_counters(self) -> None:
         """Starts all counters from zero."""
         self._library.mvk_reset_counters()
+        self.launches = []
