@@ -8,7 +8,7 @@
 // Unfold and fold are index arithmetic (common/patches.cuh). All that attends to each other lies in one block, so the
 // stage needs no second kernel.
 //
-// A block owns kRows rows of X: whole sequences, each padded to a multiple of 16 rows. Its warps own 16·kRowTiles
+// A block owns kRows rows of X: whole sequences, each padded to 16 rows or a multiple of 32. Its warps own 16·kRowTiles
 // consecutive rows each, every channel of them, from the first product to the last. With kRowTiles = 2:
 //
 //     rows    0 …  31   warp 0     a tile of 16 rows, g = lane / 4, t = lane % 4:

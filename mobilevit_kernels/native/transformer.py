@@ -341,7 +341,7 @@ def run(x: Tensor, packed: Packed, *, num_heads: int, patch_size: tuple[int, int
 
 
 def variant(packed: Packed) -> str:
-    """The rows of a block by the batch, and the launches by the tokens of a sequence."""
+    """The rows of a block by the batch, and the launches by the tokens of a sequence; all with the same result."""
     fitting = _fitting(packed.backend, packed.sizes[1], int(packed.tensors[3]), packed.device)
     if not fitting:
         return "none"
