@@ -155,7 +155,7 @@ def test_refusals() -> None:
     skip_unless_available("simt")
     with pytest.raises(mvk.BackendUnavailable, match=r"out_channels: expected a multiple of 8, got 12"):
         mvk.pack(StageCase("conv3x3", (16, 12), (1, 16, 4, 4)).build()[1], torch.float16, backend="simt")
-    assert native.refusal("simt", "conv3x3", None, torch.float32) is not None
+    assert native.refusal("simt", "conv3x3", None, torch.float32, torch.device("cpu")) is not None
 
 
 # --- packing and tiling ----------------------------------------------------------------------------------------------
