@@ -390,7 +390,7 @@ def test_copies_and_pickles(tmp_path) -> None:
 
 
 def test_torch_compile_fullgraph() -> None:
-    """Each size is compiled for itself: symbolic heights and widths of a whole network take PyTorch minutes to solve."""
+    """Each size compiled for itself: symbolic heights and widths of a whole network take PyTorch minutes to solve."""
     fast = mvk.create_model("mobilevit_xxs", num_classes=10)
     compiled = torch.compile(fast, fullgraph=True, backend="aot_eager", dynamic=False)
     with torch.inference_mode():
