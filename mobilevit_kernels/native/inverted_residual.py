@@ -134,8 +134,7 @@ def run(x: Tensor, packed: Packed, *, stride: int, dilation: int, residual: bool
     """Launches the kernel; see :func:`mobilevit_kernels.ops.inverted_residual`."""
     records, bias, row_records = packed.tensors
     in_channels, hidden_channels, out_channels = packed.sizes
-    if x.data_ptr() % 16 != 0:  # a slice of a larger tensor: the kernel copies 16 bytes at a time
-        x = x.clone(memory_format=torch.channels_last)
+    x = native.aligned(x)
     batch, _, height, width = x.shape
     y = _dispatch.empty_nhwc(x, out_channels, (height - 1) // stride + 1, (width - 1) // stride + 1, x.dtype)
     native.library(packed.backend).launch(

@@ -291,8 +291,7 @@ def run(x: Tensor, packed: Packed, *, num_heads: int, patch_size: tuple[int, int
             f"backend={packed.backend!r} cannot serve transformer: {dim} channels in {num_heads} heads need more "
             f"shared memory than the {library.shared_limit(x.device)} bytes that a block may have on {x.device}"
         )
-    if x.data_ptr() % 16 != 0:  # a slice of a larger tensor: lanes read 8 bytes at a time
-        x = x.clone(memory_format=torch.channels_last)
+    x = native.aligned(x)
     batch, _, height, width = x.shape
     patch_height, patch_width = patch_size
     tokens = (height // patch_height) * (width // patch_width)

@@ -22,8 +22,7 @@ def refusal(backend: str, shape: AttentionShape, device: torch.device) -> str | 
 
 def run(qkv: Tensor, *, num_heads: int, patch_size: tuple[int, int], scale: float) -> Tensor:
     """Launches the kernel; see :func:`mobilevit_kernels.ops.unfold_attention_fold`."""
-    if qkv.data_ptr() % 16 != 0:  # a slice of a larger tensor: lanes read 4 bytes at a time
-        qkv = qkv.clone(memory_format=torch.channels_last)
+    qkv = native.aligned(qkv)
     batch, channels, height, width = qkv.shape
     y = _dispatch.empty_nhwc(qkv, channels // 3, height, width, qkv.dtype)
     native.library("cuda" if qkv.is_cuda else "simt").launch(

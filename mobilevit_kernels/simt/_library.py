@@ -66,138 +66,65 @@ class Launch:
     shared_bytes: int
 
 
-class _InvertedResidualArguments(ctypes.Structure):
-    _fields_ = (
-        ("x", ctypes.c_void_p),
-        ("weights", ctypes.c_void_p),
-        ("row_weights", ctypes.c_void_p),
-        ("bias", ctypes.c_void_p),
-        ("y", ctypes.c_void_p),
-        ("batch", ctypes.c_int),
-        ("height", ctypes.c_int),
-        ("width", ctypes.c_int),
-        ("in_channels", ctypes.c_int),
-        ("hidden_channels", ctypes.c_int),
-        ("out_channels", ctypes.c_int),
-        ("stride", ctypes.c_int),
-        ("dilation", ctypes.c_int),
-        ("chunk", ctypes.c_int),
-        ("residual", ctypes.c_bool),
-        ("bfloat16", ctypes.c_bool),
-    )
+_POINTER, _INT, _LONG, _FLOAT, _BOOL = (
+    ctypes.c_void_p, ctypes.c_int, ctypes.c_longlong, ctypes.c_float, ctypes.c_bool,
+)  # fmt: skip
 
 
-class _TransformerArguments(ctypes.Structure):
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("x", "weights", "table", "biases", "y", "workspace")),
-        *(
-            (name, ctypes.c_int)
-            for name in (
-                "batch", "height", "width", "in_channels", "dim", "hidden_channels", "num_layers", "out_channels",
-                "num_heads", "patch_height", "patch_width", "instance_dim", "head_tiles", "instance_rows",
-                "sequence_rows", "block_rows", "blocks", "chunks", "weight_units",
-            )
-        ),
-        ("epsilon", ctypes.c_float),
-        *((name, ctypes.c_bool) for name in ("split", "activation", "bfloat16")),
-    )  # fmt: skip
-
-
-class _UnfoldAttentionFoldArguments(ctypes.Structure):
-    _fields_ = (
-        ("qkv", ctypes.c_void_p),
-        ("y", ctypes.c_void_p),
-        *(
-            (name, ctypes.c_int)
-            for name in ("batch", "height", "width", "dim", "num_heads", "patch_height", "patch_width")
-        ),
-        ("scale", ctypes.c_float),
-        ("bfloat16", ctypes.c_bool),
-    )
-
-
-class _Conv3x3Arguments(ctypes.Structure):
-    _fields_ = (
-        ("x", ctypes.c_void_p),
-        ("x2", ctypes.c_void_p),
-        ("weights", ctypes.c_void_p),
-        ("bias", ctypes.c_void_p),
-        ("y", ctypes.c_void_p),
-        ("batch", ctypes.c_int),
-        ("height", ctypes.c_int),
-        ("width", ctypes.c_int),
-        ("first_channels", ctypes.c_int),
-        ("second_channels", ctypes.c_int),
-        ("out_channels", ctypes.c_int),
-        ("dilation", ctypes.c_int),
-        ("tile", ctypes.c_int),
-        ("silu", ctypes.c_bool),
-        ("bfloat16", ctypes.c_bool),
-    )
-
-
-class _StemArguments(ctypes.Structure):
-    _fields_ = (
-        ("x", ctypes.c_void_p),
-        ("weights", ctypes.c_void_p),
-        ("bias", ctypes.c_void_p),
-        ("y", ctypes.c_void_p),
-        ("stride_image", ctypes.c_longlong),
-        ("stride_channel", ctypes.c_longlong),
-        ("stride_row", ctypes.c_longlong),
-        ("stride_column", ctypes.c_longlong),
-        ("batch", ctypes.c_int),
-        ("height", ctypes.c_int),
-        ("width", ctypes.c_int),
-        ("out_channels", ctypes.c_int),
-        ("image", ctypes.c_int),
-        ("scale0", ctypes.c_float),
-        ("scale1", ctypes.c_float),
-        ("scale2", ctypes.c_float),
-        ("shift0", ctypes.c_float),
-        ("shift1", ctypes.c_float),
-        ("shift2", ctypes.c_float),
-        ("bfloat16", ctypes.c_bool),
-    )
-
-
-class _HeadFeaturesArguments(ctypes.Structure):
-    _fields_ = (
-        ("x", ctypes.c_void_p),
-        ("weights", ctypes.c_void_p),
-        ("bias", ctypes.c_void_p),
-        ("y", ctypes.c_void_p),
-        ("batch", ctypes.c_int),
-        ("height", ctypes.c_int),
-        ("width", ctypes.c_int),
-        ("in_channels", ctypes.c_int),
-        ("hidden_channels", ctypes.c_int),
-        ("pool", ctypes.c_bool),
-        ("bfloat16", ctypes.c_bool),
-    )
-
-
-class _HeadClassifierArguments(ctypes.Structure):
-    _fields_ = (
-        ("x", ctypes.c_void_p),
-        ("weights", ctypes.c_void_p),
-        ("bias", ctypes.c_void_p),
-        ("y", ctypes.c_void_p),
-        ("rows", ctypes.c_int),
-        ("in_features", ctypes.c_int),
-        ("out_features", ctypes.c_int),
-        ("bfloat16", ctypes.c_bool),
-    )
+def _structure(name: str, *fields: tuple[Any, str]) -> type[ctypes.Structure]:
+    """A struct of csrc/launchers.h, from its types and the names of each, in order."""
+    return type(name, (ctypes.Structure,), {"_fields_": [(n, kind) for kind, names in fields for n in names.split()]})
 
 
 _ARGUMENTS: dict[str, Any] = {
-    "inverted_residual": _InvertedResidualArguments,
-    "transformer": _TransformerArguments,
-    "unfold_attention_fold": _UnfoldAttentionFoldArguments,
-    "conv3x3": _Conv3x3Arguments,
-    "stem": _StemArguments,
-    "head_features": _HeadFeaturesArguments,
-    "head_classifier": _HeadClassifierArguments,
+    "inverted_residual": _structure(
+        "InvertedResidualArguments",
+        (_POINTER, "x weights row_weights bias y"),
+        (_INT, "batch height width in_channels hidden_channels out_channels stride dilation chunk"),
+        (_BOOL, "residual bfloat16"),
+    ),
+    "transformer": _structure(
+        "TransformerArguments",
+        (_POINTER, "x weights table biases y workspace"),
+        (_INT, "batch height width in_channels dim hidden_channels num_layers out_channels"),
+        (_INT, "num_heads patch_height patch_width instance_dim head_tiles instance_rows"),
+        (_INT, "sequence_rows block_rows blocks chunks weight_units"),
+        (_FLOAT, "epsilon"),
+        (_BOOL, "split activation bfloat16"),
+    ),
+    "unfold_attention_fold": _structure(
+        "UnfoldAttentionFoldArguments",
+        (_POINTER, "qkv y"),
+        (_INT, "batch height width dim num_heads patch_height patch_width"),
+        (_FLOAT, "scale"),
+        (_BOOL, "bfloat16"),
+    ),
+    "conv3x3": _structure(
+        "Conv3x3Arguments",
+        (_POINTER, "x x2 weights bias y"),
+        (_INT, "batch height width first_channels second_channels out_channels dilation tile"),
+        (_BOOL, "silu bfloat16"),
+    ),
+    "stem": _structure(
+        "StemArguments",
+        (_POINTER, "x weights bias y"),
+        (_LONG, "stride_image stride_channel stride_row stride_column"),
+        (_INT, "batch height width out_channels image"),
+        (_FLOAT, "scale0 scale1 scale2 shift0 shift1 shift2"),
+        (_BOOL, "bfloat16"),
+    ),
+    "head_features": _structure(
+        "HeadFeaturesArguments",
+        (_POINTER, "x weights bias y"),
+        (_INT, "batch height width in_channels hidden_channels"),
+        (_BOOL, "pool bfloat16"),
+    ),
+    "head_classifier": _structure(
+        "HeadClassifierArguments",
+        (_POINTER, "x weights bias y"),
+        (_INT, "rows in_features out_features"),
+        (_BOOL, "bfloat16"),
+    ),
 }
 
 
@@ -212,8 +139,6 @@ class SimtLibrary:
         self._lock = threading.Lock()
         self._shared_limit = SHARED_LIMIT
         self._multiprocessors = MULTIPROCESSORS
-        #: Traffic of each buffer of the last launch, by name.
-        self.traffic: dict[str, Traffic] = {}
         #: The launches since the last :meth:`reset_counters`; a stage may be several.
         self.launches: list[Launch] = []
 
@@ -254,8 +179,8 @@ class SimtLibrary:
                 code = getattr(self._library, function)(*arguments)
                 message = self._library.mvk_last_error().decode(errors="replace") if code != 0 else ""
                 names = [*inputs, *outputs]
-                self.traffic = {name: self._traffic_of(index) for index, name in enumerate(names)}
-                self.launches.append(Launch(self.traffic, self._library.mvk_launched_shared_bytes()))
+                traffic = {name: self._traffic_of(index) for index, name in enumerate(names)}
+                self.launches.append(Launch(traffic, self._library.mvk_launched_shared_bytes()))
             finally:
                 self._library.mvk_clear_buffers()
         if code == 4:
