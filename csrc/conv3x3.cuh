@@ -44,6 +44,7 @@
 #include "common/launch.cuh"
 #include "common/math.cuh"
 #include "common/mma.cuh"
+#include "common/overlap.cuh"
 #include "common/warp.cuh"
 
 namespace mvk {
@@ -108,6 +109,7 @@ template <class Config>
 __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
     conv3x3_kernel(const Conv3x3Params<typename Config::Type> params) {
   using T = typename Config::Type;
+  let_next_launch_begin();
   const int lane = lane_index();
   const int g = lane / 4;
   const int t = lane % 4;
@@ -227,8 +229,9 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
     }
   };
 
-  fetch_tile(0);
   fetch_weights(0, 0);
+  wait_for_earlier_launches();
+  fetch_tile(0);
   copy_async_commit();
   fetch_weights(0, 1);
   copy_async_commit();

@@ -27,6 +27,7 @@
 #include "common/launch.cuh"
 #include "common/math.cuh"
 #include "common/mma.cuh"
+#include "common/overlap.cuh"
 #include "common/warp.cuh"
 
 namespace mvk {
@@ -76,6 +77,7 @@ template <class Config>
 __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
     head_features_kernel(const HeadFeaturesParams<typename Config::Type> params) {
   using T = typename Config::Type;
+  let_next_launch_begin();
   const int lane = lane_index();
   const int g = lane / 4;
   const int t = lane % 4;
@@ -110,7 +112,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
   const int weight_depth = thread_index() / kFragmentUnits / Config::kBlockTiles;
   const int weight_offset =
       (weight_depth * params.out_tiles + weight_tile) * Config::kFragment + thread_index() % kFragmentUnits * 8;
-  const auto fetch = [&](int step, int chunk, int slice) {
+  const auto fetch_pixels = [&](int step, int chunk, int slice) {
     const Shared<T> pixels = pixels_slot(step);
     const int channel = (slice * Config::kUnits + unit) * 8;
 #pragma unroll
@@ -124,6 +126,8 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
       copy_async_16(pixels, row * Config::kPitch + swizzled(row, unit) * 8, params.x,
                     valid ? row_of_x * params.in_channels + channel : 0, valid);
     }
+  };
+  const auto fetch_weights = [&](int step, int slice) {
     const Shared<T> weights = weights_slot(step);
     const int depth_fragments = params.out_tiles * Config::kFragment;  // elements of one k-step
 #pragma unroll
@@ -198,13 +202,19 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
   int next_chunk = 0;
   int next_slice = 0;
   const auto fetch_next = [&](int step) {
-    if (step < steps) fetch(step, next_chunk, next_slice);
+    if (step < steps) {
+      if (step >= 2) fetch_weights(step, next_slice);
+      fetch_pixels(step, next_chunk, next_slice);
+    }
     copy_async_commit();
     if (++next_slice == slices) {
       next_slice = 0;
       ++next_chunk;
     }
   };
+  fetch_weights(0, 0);
+  if (steps > 1) fetch_weights(1, slices > 1 ? 1 : 0);
+  wait_for_earlier_launches();
   fetch_next(0);
   fetch_next(1);
   int step = 0;
@@ -266,6 +276,8 @@ template <class Config>
 __global__ void __launch_bounds__(Config::kThreads)
     head_classifier_kernel(const HeadClassifierParams<typename Config::Type> params) {
   using T = typename Config::Type;
+  let_next_launch_begin();
+  wait_for_earlier_launches();
   const int lane = lane_index();
   const int g = lane / 4;
   const int t = lane % 4;

@@ -38,6 +38,7 @@
 #include "common/launch.cuh"
 #include "common/math.cuh"
 #include "common/mma.cuh"
+#include "common/overlap.cuh"
 #include "common/warp.cuh"
 #include "inverted_residual_record.cuh"
 
@@ -162,6 +163,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
     inverted_residual_kernel(const InvertedResidualParams<typename Config::Type> params) {
   using T = typename Config::Type;
   constexpr int kStride = Config::kStride;
+  let_next_launch_begin();
 
   const int warp = warp_index();
   const int lane = lane_index();
@@ -376,8 +378,9 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
     }
   };
 
-  fetch_input();
   fetch_record(0);
+  wait_for_earlier_launches();
+  fetch_input();
   copy_async_commit();
   for (int chunk = 0; chunk < params.chunks; ++chunk) {
     copy_async_wait<0>();

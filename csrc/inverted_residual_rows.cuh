@@ -49,6 +49,7 @@
 #include "common/launch.cuh"
 #include "common/math.cuh"
 #include "common/mma.cuh"
+#include "common/overlap.cuh"
 #include "common/warp.cuh"
 #include "inverted_residual_record.cuh"
 
@@ -116,6 +117,7 @@ __global__ void __launch_bounds__(32 * Config::kMaxWarps, 1)
   constexpr int kLaneOutputs = Config::kLaneOutputs;
   constexpr int kStepRows = Config::kStepRows;
   constexpr InvertedResidualRecord kRecord = Config::kRecord;
+  let_next_launch_begin();
 
   const int warp = warp_index();
   const int lane = lane_index();
@@ -132,6 +134,7 @@ __global__ void __launch_bounds__(32 * Config::kMaxWarps, 1)
     copy_async_16(weights, i, params.weights, i);
   }
   copy_async_commit();
+  wait_for_earlier_launches();
   copy_async_wait<0>();
   sync_block();
 

@@ -60,6 +60,18 @@ Status transformer(const TransformerArguments& arguments, Stream stream);
 // ⌈head_dim / 8⌉.
 int transformer_shared_bytes(int instance_dim, int head_tiles, int instance_rows, int all_head_tiles);
 
+struct ResizeArguments {
+  const void* x;  // (batch, height, width, channels), 16-byte aligned
+  void* y;        // (batch, out_height, out_width, channels), 16-byte aligned
+  int batch, height, width;
+  int out_height, out_width;
+  int channels;
+  bool silu;      // behind the resize
+  bool bfloat16;  // else float16
+};
+
+Status resize(const ResizeArguments& arguments, Stream stream);
+
 struct UnfoldAttentionFoldArguments {
   const void* qkv;  // (batch, height, width, 3 · dim), 16-byte aligned
   void* y;          // (batch, height, width, dim), 16-byte aligned

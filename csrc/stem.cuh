@@ -28,6 +28,7 @@
 #include "common/launch.cuh"
 #include "common/math.cuh"
 #include "common/mma.cuh"
+#include "common/overlap.cuh"
 #include "common/warp.cuh"
 
 namespace mvk {
@@ -94,6 +95,8 @@ __global__ void __launch_bounds__(Config::kThreads)
   const int tile_x = block_index_x() % params.tiles_x;
   const int tile_y = block_index_x() / params.tiles_x;
   const int image = block_index_y();
+  let_next_launch_begin();
+  wait_for_earlier_launches();
 
   // The normalised image tile. A thread takes one pair of elements of every second row, so that column, channel and
   // statistics are worked out once. All its loads come first: device memory binds, and what hides its latency is bytes

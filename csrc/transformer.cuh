@@ -42,6 +42,7 @@
 #include "common/async_copy.cuh"
 #include "common/launch.cuh"
 #include "common/linear.cuh"
+#include "common/overlap.cuh"
 #include "common/patches.cuh"
 
 namespace mvk {
@@ -129,6 +130,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
   using Whole = Constant<2>;  // both column tiles of a panel
   using AllSums = FragmentC[kRowTiles][kTiles];
   constexpr int kKept = kTiles / 2 - Config::kParkedSteps;
+  let_next_launch_begin();
 
   const int warp = shuffle(warp_index(), 0);  // so that the compiler knows it to be the same for all lanes
   const int lane = lane_index();
@@ -553,6 +555,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
   };
 
   for (int i = 0; i < Config::kSlots - 1; ++i) fetch_chunk(i);
+  wait_for_earlier_launches();
   if (params.starts) {
     multiply_input();
   } else {

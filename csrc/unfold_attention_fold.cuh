@@ -14,6 +14,7 @@
 
 #include "attention.cuh"
 #include "common/launch.cuh"
+#include "common/overlap.cuh"
 #include "common/patches.cuh"
 
 namespace mvk {
@@ -48,6 +49,8 @@ __global__ void __launch_bounds__(Config::kThreads)
   using T = typename Config::Type;
   constexpr int kHeadTiles = Config::kHeadTiles;
   constexpr int kPairs = 8 * kHeadTiles;  // of K and V of one key
+  let_next_launch_begin();
+  wait_for_earlier_launches();
 
   const int warp = shuffle(warp_index(), 0);  // so that the compiler knows it to be the same for all lanes
   const int g = lane_index() / 4;

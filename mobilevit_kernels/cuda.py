@@ -13,6 +13,8 @@ from torch import Tensor
 
 from mobilevit_kernels import native
 from mobilevit_kernels.canonical import AttentionShape, StageWeights
+from mobilevit_kernels.native.launches import Slot
+from mobilevit_kernels.plan import Plan, Runner
 from mobilevit_kernels.registry import Status
 
 __all__ = ["CudaLibrary", "library", "refusal", "serves", "stage_module", "status"]
@@ -108,7 +110,7 @@ class CudaLibrary:
 
     def launch(
         self,
-        stage: str,
+        launcher: str,
         inputs: Mapping[str, Tensor],
         output: Tensor,
         sizes: Mapping[str, float],
@@ -121,9 +123,13 @@ class CudaLibrary:
         if workspace is not None:
             pointers["workspace"] = workspace.data_ptr()
         stream = torch.cuda.current_stream(device).cuda_stream
-        getattr(self.extension, stage)(
+        getattr(self.extension, launcher)(
             device=device, stream=stream, y=output.data_ptr(), bfloat16=bfloat16, **pointers, **sizes
         )
+
+    def compile(self, plan: Plan) -> Runner:
+        """Fills in every launch but the addresses of activations, once."""
+        return _CompiledPlan(self.extension, plan)
 
     def shared_bytes(self, stage: str, *sizes: int) -> int:
         """Shared memory of a block in bytes."""
@@ -132,13 +138,50 @@ class CudaLibrary:
 
     def shared_limit(self, device: torch.device) -> int:
         """Shared memory that a block may have on ``device``, in bytes."""
-        limit: int = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+        properties: Any = torch.cuda.get_device_properties(device)  # stubs differ between torch releases
+        limit: int = properties.shared_memory_per_block_optin
         return limit
 
     def multiprocessors(self, device: torch.device) -> int:
         """Streaming multiprocessors of ``device``."""
         count: int = torch.cuda.get_device_properties(device).multi_processor_count
         return count
+
+
+class _CompiledPlan:
+    """A plan inside the extension: one call launches everything."""
+
+    # csrc/plan.h: Base
+    _WORKSPACE, _INPUT, _FIRST_OUTPUT = 1, 2, 3
+
+    def __init__(self, extension: Any, plan: Plan) -> None:
+        self._outputs = tuple(dict.fromkeys(plan.outputs))
+        self._plan = extension.Plan()
+        for launch, begin in zip(plan.launches, plan.workspaces, strict=True):
+            values: dict[str, Any] = {**launch.sizes, "bfloat16": launch.dtype == torch.bfloat16}
+            for name, value in (*launch.inputs.items(), ("y", launch.output)):
+                values[name] = value.data_ptr() if isinstance(value, Tensor) else self._place(plan, value)
+            if launch.workspace_bytes:
+                values["workspace"] = (self._WORKSPACE, begin)
+            self._plan.add(launch.launcher, values)
+        self._weights = [v for launch in plan.launches for v in launch.inputs.values() if isinstance(v, Tensor)]
+
+    def _place(self, plan: Plan, slot: Slot) -> tuple[int, int]:
+        if slot is plan.input:
+            return self._INPUT, 0
+        if slot in self._outputs:
+            return self._FIRST_OUTPUT + self._outputs.index(slot), 0
+        return self._WORKSPACE, plan.offsets[slot]
+
+    def __call__(self, x: Tensor, workspace: Tensor, outputs: Mapping[Slot, Tensor]) -> None:
+        """Launches on the current stream of ``x``'s device."""
+        device = x.device.index
+        self._plan.run(
+            device=device,
+            stream=torch.cuda.current_stream(device).cuda_stream,
+            addresses=[workspace.data_ptr(), x.data_ptr(), *(outputs[slot].data_ptr() for slot in self._outputs)],
+            overlap=True,
+        )
 
 
 @functools.lru_cache(maxsize=1)

@@ -1,20 +1,78 @@
-"""CUDA graphs of whole forwards, one for each input shape."""
+"""How a network's forward is run: by a plan where every stage is a CUDA kernel, through CUDA graphs, or stage by stage.
+
+A plan (:mod:`mobilevit_kernels.plan`) is made once for each input shape. A forward then is one call into the compiled
+library, which launches every kernel; nothing is allocated but the result, and activations lie in a workspace that is
+kept for each stream. A CUDA graph replays the same launches without their host time.
+"""
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["GraphCache"]
+from mobilevit_kernels import native
+from mobilevit_kernels.plan import Plan, Recorded, Runner
+
+if TYPE_CHECKING:
+    from mobilevit_kernels.models import MobileViT
+    from mobilevit_kernels.packed import Packed
+
+__all__ = ["Engine", "Workspaces"]
 
 MAX_GRAPHS = 16
+MAX_PLANS = 64
+MAX_STREAMS = 16
 WARM_UP_RUNS = 2
+_NATIVE = ("cuda", "simt")
+
+Key = tuple[Any, ...]
+
+
+class Workspaces:
+    """Memory for activations, one piece a stream, as large as the largest plan that has run there needs.
+
+    A stream's launches run one after another, so plans of all shapes can share its piece. It is kept between calls. The
+    piece of the stream that was used longest ago goes at MAX_STREAMS.
+    """
+
+    def __init__(self) -> None:
+        self._pieces: OrderedDict[tuple[torch.device, int], Tensor] = OrderedDict()
+
+    def get(self, device: torch.device, stream: int, size: int) -> Tensor:
+        """At least ``size`` bytes; to be called, and launched on, under one lock."""
+        key = (device, stream)
+        piece = self._pieces.get(key)
+        if piece is None or piece.numel() < size:
+            # On the stream that is current: the allocator hands memory on in the order of that stream.
+            self._pieces.pop(key, None)
+            piece = self._pieces[key] = torch.empty(size, dtype=torch.uint8, device=device)
+        self._pieces.move_to_end(key)
+        while len(self._pieces) > MAX_STREAMS:
+            self._pieces.popitem(last=False)
+        return piece
+
+    def clear(self) -> None:
+        """Gives all memory back."""
+        self._pieces.clear()
+
+    @property
+    def bytes(self) -> int:
+        """All pieces together."""
+        return sum(piece.numel() for piece in self._pieces.values())
+
+    def __len__(self) -> int:
+        return len(self._pieces)
+
+
+@dataclass
+class _Planned:
+    plan: Plan
+    run: Runner
 
 
 @dataclass
@@ -23,85 +81,191 @@ class _Captured:
     static_input: Tensor
     static_outputs: list[Tensor]
     done: torch.cuda.Event  # of the last replay's copies: the static buffers are free again
+    bytes: int  # of the static buffers and the workspace
 
 
-class GraphCache:
-    """Captured forwards by input shape, dtype, device and options; the least recently used leaves at MAX_GRAPHS.
+class Engine:
+    """Runs a network's forwards. Safe with several threads, streams and devices at once.
 
-    Safe with several threads and streams: replays of one graph are ordered, and results are copies, never the graph's
-    own buffers.
+    Plans and graphs are kept by input shape, layout, dtype, device and options, the least recently used leave at
+    MAX_PLANS and MAX_GRAPHS, and all of them go when a stage's packed weights are no longer those they were made for.
+    A captured graph returns copies, never its own buffers.
 
     Args:
-        automatic: capture each shape when it is first seen.
+        automatic: capture a graph for each shape when it is first seen.
     """
 
     def __init__(self, automatic: bool = False) -> None:
         self.automatic = automatic
-        self._captured: OrderedDict[tuple[Any, ...], _Captured] = OrderedDict()
-        self._lock = threading.Lock()
+        self._plans: OrderedDict[Key, _Planned | None] = OrderedDict()
+        self._graphs: OrderedDict[Key, _Captured] = OrderedDict()
+        self._workspaces = Workspaces()
+        self._packed: list[Packed] = []  # the weights behind plans and graphs
+        self._lock = threading.RLock()
 
     def __getstate__(self) -> dict[str, Any]:
-        # A graph belongs to its process, device and weights: copies and pickles start without any.
+        # Plans and graphs belong to their process, device and weights: copies and pickles start without any.
         return {"automatic": self.automatic}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["automatic"])  # type: ignore[misc]
 
     def clear(self) -> None:
-        """Forgets every graph; for when the weights behind them are gone."""
+        """Forgets every plan and graph and gives their memory back."""
         with self._lock:
-            self._captured.clear()
+            for captured in self._graphs.values():
+                captured.done.synchronize()
+            self._graphs.clear()
+            self._plans.clear()
+            self._workspaces.clear()
 
-    @staticmethod
-    def _key(x: Tensor, options: dict[str, Any]) -> tuple[Any, ...]:
-        return (tuple(x.shape), x.dtype, x.device, *sorted(options.items()))
+    def notes(self) -> list[str]:
+        """Sentences for the Report: plans, workspaces, graphs."""
+        with self._lock:
+            notes = [
+                f"plan for {tuple(key[0])}: {planned.plan.kernels} kernels, workspace "
+                f"{planned.plan.workspace_bytes / 1e6:.1f} MB"
+                for key, planned in self._plans.items()
+                if planned is not None
+            ]
+            if len(self._workspaces):
+                notes.append(f"workspaces: {self._workspaces.bytes / 1e6:.1f} MB on {len(self._workspaces)} streams")
+            if self._graphs:
+                size = sum(captured.bytes for captured in self._graphs.values())
+                notes.append(f"CUDA graphs: {len(self._graphs)}, {size / 1e6:.1f} MB")
+        return notes
 
-    def call(self, run: Callable[..., list[Tensor]], x: Tensor, **options: Any) -> list[Tensor]:
-        """``run(x, **options)``, through its graph where there is one.
+    def call(self, network: MobileViT, x: Tensor, **options: Any) -> list[Tensor]:
+        """``network.run(x, **options)``, in the fastest way there is for this shape.
 
         Raises:
             RuntimeError: ``automatic``, and ``x`` is not on a CUDA device.
         """
-        if not self._captured and not self.automatic:
-            return run(x, **options)
-        if torch.compiler.is_compiling() or x.shape[0] == 0:
-            return run(x, **options)
-        captured = self._captured.get(self._key(x, options))
-        if captured is None:
-            if not self.automatic:
-                return run(x, **options)
-            captured = self.capture(run, x, **options)
+        if torch.compiler.is_compiling() or type(x) is not Tensor or x.shape[0] == 0:
+            return network.run(x, **options)
+        self._check_weights(network)
+        if self._graphs or self.automatic:
+            captured = self._graphs.get(self._key(x, options))
+            if captured is None and self.automatic and not self._is_capturing(x):
+                captured = self.capture(network, x, **options)
+            if captured is not None:
+                return self._replay(captured, x)
+        return self._run(network, x, options, keep=True)
+
+    def static_input(self, x: Tensor, **options: Any) -> Tensor | None:
+        """The tensor that the graph for inputs like ``x`` reads; a call with it needs no copy. None: no such graph."""
+        captured = self._graphs.get(self._key(x, options))
+        return None if captured is None else captured.static_input
+
+    def plan(self, network: MobileViT, x: Tensor, **options: Any) -> Plan | None:
+        """The plan for inputs like ``x``; None where a stage is served by another backend than the CUDA kernels'."""
+        self._check_weights(network)
+        planned = self._planned(network, network.prepare(x), options) if self._backend(network) else None
+        return None if planned is None else planned.plan
+
+    # --- plans -------------------------------------------------------------------------------------------------------
+
+    def _check_weights(self, network: MobileViT) -> None:
+        """Drops plans and graphs of weights that have been packed anew since."""
+        stages = network.stages()
+        if len(stages) == len(self._packed) and all(s.packed is p for s, p in zip(stages, self._packed, strict=True)):
+            return
+        with self._lock:
+            self.clear()
+            self._packed = [stage.packed for stage in stages]
+
+    def _backend(self, network: MobileViT) -> str | None:
+        """The one backend of CUDA kernels that serves every stage."""
+        backends = {packed.backend for packed in self._packed}
+        return next(iter(backends)) if len(backends) == 1 and backends <= set(_NATIVE) else None
+
+    @staticmethod
+    def _key(x: Tensor, options: dict[str, Any]) -> Key:
+        return (tuple(x.shape), x.stride(), x.dtype, x.device, *sorted(options.items()))
+
+    def _planned(self, network: MobileViT, image: Tensor, options: dict[str, Any]) -> _Planned:
+        key = self._key(image, options)
+        with self._lock:
+            planned = self._plans.get(key)
+            if planned is None:
+                backend = self._backend(network)
+                assert backend is not None
+                source = Recorded.input(image)
+                outputs = network.run(source, **options)
+                plan = Plan.of(source.slot, source.launches, [output.slot for output in outputs])
+                planned = self._plans[key] = _Planned(plan, native.library(backend).compile(plan))
+            self._plans.move_to_end(key)
+            while len(self._plans) > MAX_PLANS:
+                self._plans.popitem(last=False)
+        return planned
+
+    def _run(self, network: MobileViT, x: Tensor, options: dict[str, Any], keep: bool) -> list[Tensor]:
+        """By the plan where there can be one. ``keep``: in the stream's workspace, else in memory of its own."""
+        if self._backend(network) is None:
+            return network.run(x, **options)
+        image = network.prepare(x)
+        planned = self._planned(network, image, options)
+        plan, device = planned.plan, image.device
+        tensors = {slot: slot.allocate(device) for slot in dict.fromkeys(plan.outputs)}
+        size = max(plan.workspace_bytes, 1)
+        if keep and not self._is_capturing(x):
+            stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+            with self._lock:  # of two threads on one stream, one launches all of its kernels before the other
+                planned.run(image, self._workspaces.get(device, stream, size), tensors)
+        else:
+            planned.run(image, torch.empty(size, dtype=torch.uint8, device=device), tensors)
+        return network.finish([tensors[slot] for slot in plan.outputs], **options)
+
+    # --- graphs ------------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _is_capturing(x: Tensor) -> bool:
+        return x.is_cuda and torch.cuda.is_current_stream_capturing()
+
+    def _replay(self, captured: _Captured, x: Tensor) -> list[Tensor]:
         with self._lock, torch.cuda.device(x.device):
             stream = torch.cuda.current_stream()
             stream.wait_event(captured.done)
-            captured.static_input.copy_(x)
+            if x.data_ptr() != captured.static_input.data_ptr():
+                captured.static_input.copy_(x)
             captured.graph.replay()
             outputs = [output.clone() for output in captured.static_outputs]
             captured.done.record(stream)
         return outputs
 
-    def capture(self, run: Callable[..., list[Tensor]], x: Tensor, **options: Any) -> _Captured:
-        """Captures ``run`` for inputs like ``x``.
+    def capture(self, network: MobileViT, x: Tensor, **options: Any) -> _Captured:
+        """Captures the forward for inputs like ``x``.
 
         Raises:
             RuntimeError: ``x`` is not on a CUDA device.
         """
         if x.device.type != "cuda":
             raise RuntimeError(f"graph: CUDA graphs need a CUDA device, the input is on {x.device}")
+        self._check_weights(network)
+        key = self._key(x, options)
         with self._lock, torch.cuda.device(x.device):
+            captured = self._graphs.get(key)
+            if captured is not None:  # by another thread in the meantime
+                self._graphs.move_to_end(key)
+                return captured
             static_input = x.clone()
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):  # warm up: lazy initialisation must not happen under capture
                 for _ in range(WARM_UP_RUNS):
-                    run(static_input, **options)
+                    self._run(network, static_input, options, keep=False)
             torch.cuda.current_stream().wait_stream(side)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                static_outputs = run(static_input, **options)
-            captured = _Captured(graph, static_input, static_outputs, torch.cuda.Event())
+            # Other threads may go on with what would break a capture of the whole process.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                static_outputs = self._run(network, static_input, options, keep=False)
+            planned = self._plans.get(self._key(network.prepare(static_input), options))
+            buffers = {t.data_ptr(): t.numel() * t.element_size() for t in (static_input, *static_outputs)}
+            size = sum(buffers.values()) + (0 if planned is None else planned.plan.workspace_bytes)
+            captured = _Captured(graph, static_input, static_outputs, torch.cuda.Event(), size)
             captured.done.record()
-            self._captured[self._key(x, options)] = captured
-            while len(self._captured) > MAX_GRAPHS:
-                self._captured.popitem(last=False)
+            self._graphs[key] = captured
+            while len(self._graphs) > MAX_GRAPHS:
+                _, oldest = self._graphs.popitem(last=False)
+                oldest.done.synchronize()  # its memory is free only when its last replay has ended
         return captured

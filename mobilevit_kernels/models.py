@@ -11,10 +11,13 @@ from torch import Tensor, nn
 from mobilevit_kernels import initialize
 from mobilevit_kernels.canonical import InvertedResidualSpec, MobileViTBlockSpec, NetworkSpec
 from mobilevit_kernels.config import MobileViTConfig, get_config
-from mobilevit_kernels.engine import GraphCache
+from mobilevit_kernels.engine import Engine
+from mobilevit_kernels.native import head as native_head
+from mobilevit_kernels.native import stem as native_stem
 from mobilevit_kernels.ops import _checks
 from mobilevit_kernels.ops.stem import check_images
 from mobilevit_kernels.stages import (
+    Activation,
     Conv3x3Stage,
     HeadStage,
     InvertedResidualStage,
@@ -41,7 +44,7 @@ def check_mode(module: nn.Module) -> None:
 class _Block(nn.Module):
     """A drop-in block: takes and returns a map in the caller's dtype, computes in its own."""
 
-    def run(self, x: Tensor) -> Tensor:
+    def run(self, x: Activation) -> Activation:
         """The block on a map in the compute dtype."""
         raise NotImplementedError
 
@@ -128,8 +131,8 @@ class InvertedResidual(_Block):
         """The canonical description of the block."""
         return self.stage.spec
 
-    def run(self, x: Tensor) -> Tensor:
-        result: Tensor = self.stage(x)
+    def run(self, x: Activation) -> Activation:
+        result: Activation = self.stage(x)
         return result
 
 
@@ -237,11 +240,13 @@ class MobileViTBlock(_Block):
             downsampling=None if self.downsampling is None else self.downsampling.spec,
         )
 
-    def run(self, x: Tensor) -> Tensor:
+    def run(self, x: Activation) -> Activation:
         if self.downsampling is not None:
             x = self.downsampling(x)
-        y: Tensor = self.transformer(self.local(x))
-        return y if self.fusion is None else self.fusion(x, y)
+        y: Activation = self.transformer(self.local(x))
+        if self.fusion is not None:
+            y = self.fusion(x, y)
+        return y
 
 
 class MobileViT(nn.Module):
@@ -278,7 +283,9 @@ class MobileViT(nn.Module):
             for layer in spec.layers
         )
         self.head = None if spec.head is None else HeadStage(spec.head, **common)
-        self.graphs = GraphCache(automatic=graph)
+        self.engine = Engine(automatic=graph)
+        # Not as a module list: they are registered where they stand.
+        self.__dict__["_stages"] = [module for module in self.modules() if isinstance(module, Stage)]
         self.training = False
 
     @classmethod
@@ -357,18 +364,33 @@ class MobileViT(nn.Module):
         """Classes; 0: no classifier."""
         return 0 if self.head is None else self.head.packed.sizes[2]
 
-    def run(self, x: Tensor, *, pool: bool = True, taps: tuple[int, ...] = ()) -> list[Tensor]:
+    def stages(self) -> list[Stage[Any]]:
+        """The stages in the order of a forward."""
+        stages: list[Stage[Any]] = self.__dict__["_stages"]
+        return stages
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """Checked images as the CUDA kernels read them."""
+        return native_stem.as_read(x)
+
+    def finish(self, outputs: list[Tensor], *, pool: bool = True, taps: tuple[int, ...] = ()) -> list[Tensor]:
+        """What :meth:`run` returns, from what the launches of its recording wrote."""
+        if pool and self.head is not None:
+            outputs[-1] = native_head.whole_classes(outputs[-1], self.head.packed)
+        return outputs
+
+    def run(self, x: Activation, *, pool: bool = True, taps: tuple[int, ...] = ()) -> list[Activation]:
         """The network in the compute dtype.
 
         Args:
-            x: checked images.
+            x: checked images; or a recording, which gets the launches of a forward.
             pool: False: the head stops before its pool.
             taps: which maps to return before the result: 0 the stem's, i the i-th layer's.
 
         Returns:
             The tapped maps in the order of the network, then the head's output (without a head: the last map).
         """
-        outputs = []
+        outputs: list[Activation] = []
         x = self.stem(x)
         if 0 in taps:
             outputs.append(x)
@@ -382,10 +404,10 @@ class MobileViT(nn.Module):
         return [*outputs, x]
 
     def compute(self, x: Tensor, *, pool: bool = True, taps: tuple[int, ...] = ()) -> list[Tensor]:
-        """:meth:`run` behind the argument checks and the CUDA graphs; results in the images' dtype."""
+        """:meth:`run` behind the argument checks and the engine; results in the images' dtype."""
         check_mode(self)
         check_images("x", x, self.stem.normalize)
-        outputs = self.graphs.call(self.run, x, pool=pool, taps=taps)
+        outputs = self.engine.call(self, x, pool=pool, taps=taps)
         if not x.is_floating_point():
             return outputs
         return [output.to(x.dtype) for output in outputs]
@@ -412,12 +434,12 @@ class MobileViT(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MobileViT:
         super()._apply(fn, recurse)
-        self.graphs.clear()
+        self.engine.clear()
         return self
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         result = super().load_state_dict(*args, **kwargs)
-        self.graphs.clear()
+        self.engine.clear()
         return result
 
     def capture(
@@ -447,7 +469,7 @@ class MobileViT(nn.Module):
                 (batch_size, channels, height, width), dtype=dtype or self.compute_dtype, device=self.device
             )
         with torch.inference_mode():
-            self.graphs.capture(self.run, x, **self._default_outputs())
+            self.engine.capture(self, x, **self._default_outputs())
         return self
 
     def _default_outputs(self) -> dict[str, Any]:

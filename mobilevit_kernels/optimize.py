@@ -212,7 +212,11 @@ def report(model: nn.Module) -> Report:
     for name, module in model.named_children():
         if name in ("stock_head", "segmentation_head"):
             rows.append(Row(name, type(module).__name__, "stock", "", "not a stage of MobileViT: copied as it is"))
-    return Report(rows, [f"compute dtype: {', '.join(dtype.removeprefix('torch.') for dtype in dtypes)}"])
+    notes = [f"compute dtype: {', '.join(dtype.removeprefix('torch.') for dtype in dtypes)}"]
+    for module in model.modules():
+        if isinstance(module, MobileViT):
+            notes += module.engine.notes()
+    return Report(rows, notes)
 
 
 def _rows(module: nn.Module, prefix: str) -> list[Row]:

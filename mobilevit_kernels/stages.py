@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from mobilevit_kernels import canonical, ops, registry
+from mobilevit_kernels import canonical, native, ops, registry
 from mobilevit_kernels.canonical import (
     Conv3x3Weights,
     HeadWeights,
@@ -20,10 +20,12 @@ from mobilevit_kernels.canonical import (
 )
 from mobilevit_kernels.ops import _dispatch
 from mobilevit_kernels.packed import Packed
+from mobilevit_kernels.plan import Recorded
 
 __all__ = ["Conv3x3Stage", "HeadStage", "InvertedResidualStage", "Stage", "StemStage", "TransformerStage"]
 
 W = TypeVar("W", bound=StageWeights)
+Activation: TypeAlias = Any  # a Tensor; or a Recorded, which gives a Recorded
 
 
 class Stage(nn.Module, Generic[W]):
@@ -91,6 +93,10 @@ class Stage(nn.Module, Generic[W]):
             self.weights, self.compute_dtype, self.device, self.choice.backend, num_heads=self._num_heads
         )
 
+    def record(self, x: Recorded, **options: Any) -> Recorded:
+        """What the stage would launch on ``x``, behind what has been recorded so far."""
+        return x.then(native.stage_module(self.packed.stage).launches(x.slot, self.packed, **options))
+
     @property
     def variant(self) -> str:
         """The kernel variants of the stage on its backend, with the boundaries between them."""
@@ -147,7 +153,10 @@ class StemStage(Stage[StemWeights]):
     def shape(self) -> str:
         return "{} → {}, stride 2".format(*self.packed.sizes)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Activation) -> Activation:
+        if isinstance(x, Recorded):
+            mean, std = ([float(v) for v in values] for values in self.normalize or ((), ()))
+            return self.record(x, mean=mean, std=std)
         return ops.stem(x, self.packed, normalize=self.normalize)
 
 
@@ -165,7 +174,10 @@ class Conv3x3Stage(Stage[Conv3x3Weights]):
         text = "{} → {}".format(*self.packed.sizes)
         return text if self.dilation == 1 else f"{text}, dilation {self.dilation}"
 
-    def forward(self, x: Tensor, x2: Tensor | None = None) -> Tensor:
+    def forward(self, x: Activation, x2: Activation | None = None) -> Activation:
+        if isinstance(x, Recorded):
+            slot2 = None if x2 is None else x2.slot
+            return self.record(x, x2=slot2, dilation=self.dilation, activation="silu")
         return ops.conv3x3(x, self.packed, x2=x2, dilation=self.dilation)
 
 
@@ -191,7 +203,9 @@ class InvertedResidualStage(Stage[InvertedResidualWeights]):
             text += f", dilation {self.dilation}"
         return text + (", residual" if self.residual else "")
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Activation) -> Activation:
+        if isinstance(x, Recorded):
+            return self.record(x, stride=self.stride, dilation=self.dilation, residual=self.residual)
         return ops.inverted_residual(x, self.packed, stride=self.stride, dilation=self.dilation, residual=self.residual)
 
 
@@ -213,7 +227,9 @@ class TransformerStage(Stage[TransformerWeights]):
         text = f"{in_channels} → {dim} → {out_channels}, {num_layers} layers, {self.num_heads} heads"
         return text if self.patch_size == (2, 2) else "{}, {}×{} patches".format(text, *self.patch_size)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Activation) -> Activation:
+        if isinstance(x, Recorded):
+            return self.record(x, num_heads=self.num_heads, patch_size=self.patch_size)
         return ops.transformer(x, self.packed, num_heads=self.num_heads, patch_size=self.patch_size)
 
 
@@ -228,5 +244,7 @@ class HeadStage(Stage[HeadWeights]):
         text = f"{in_channels} → {hidden_channels}"
         return f"{text} → {num_classes}" if num_classes else text
 
-    def forward(self, x: Tensor, pool: bool = True) -> Tensor:
+    def forward(self, x: Activation, pool: bool = True) -> Activation:
+        if isinstance(x, Recorded):
+            return self.record(x, pool=pool)
         return ops.head(x, self.packed, pool=pool)

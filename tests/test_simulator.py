@@ -74,6 +74,11 @@ PLANTED = [
         r"(.|\n)*lanes? 7: left the kernel",
     ),
     ("write under copy", r"planted.cu:\d+: warp \d lane \d+.*'ring' byte \d+: written while .*copy_async"),
+    (
+        "read before earlier launches",
+        r"planted.cu:\d+: warp \d lane \d+.*global buffer 'in' byte \d+: read before wait_for_earlier_launches",
+    ),
+    ("no wait for earlier launches", r"warp \d lane \d+.*left the kernel without wait_for_earlier_launches"),
     ("bank conflicts", None),
 ]
 

@@ -51,6 +51,8 @@ Status launch(const char* name, const LaunchShape& shape, Stream stream, const P
     return fail(Status::kUnsupported, "%s: no CUDA device: %s", name, cudaGetErrorString(error));
   // A kernel has to ask for more than 48 KB once a device; a bit a device remembers that it did.
   static std::atomic<std::uint64_t> prepared{0};
+  // Another bit where the kernel's code knows how to wait: compiled for sm_90 or newer, and running there.
+  static std::atomic<std::uint64_t> can_overlap{0};
   const std::uint64_t bit = std::uint64_t{1} << (device % 64);
   if ((prepared.load(std::memory_order_relaxed) & bit) == 0 || device >= 64) {
     const int limit = shared_memory_limit();
@@ -69,13 +71,25 @@ Status launch(const char* name, const LaunchShape& shape, Stream stream, const P
       return fail(Status::kUnsupported, "%s: device %d has compute capability %d.%d and this build is for %s: %s", name,
                   device, major, minor, MVK_ARCHITECTURES, cudaGetErrorString(error));
     }
+    int major = 0;
+    error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+    if (error == cudaSuccess && major >= 9 && attributes.ptxVersion >= 90) {
+      can_overlap.fetch_or(bit, std::memory_order_relaxed);
+    }
     prepared.fetch_or(bit, std::memory_order_relaxed);
   }
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(static_cast<unsigned>(shape.blocks_x), static_cast<unsigned>(shape.blocks_y));
   config.blockDim = dim3(static_cast<unsigned>(shape.threads));
   config.dynamicSmemBytes = static_cast<std::size_t>(shape.shared_bytes);
-  config.stream = stream;
+  config.stream = stream.handle;
+  cudaLaunchAttribute overlap = {};
+  if (stream.overlaps && (can_overlap.load(std::memory_order_relaxed) & bit) != 0) {
+    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    overlap.val.programmaticStreamSerializationAllowed = 1;
+    config.attrs = &overlap;
+    config.numAttrs = 1;
+  }
   error = cudaLaunchKernelEx(&config, kKernel, params);
   if (error != cudaSuccess) {
     cudaGetLastError();

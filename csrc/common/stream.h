@@ -7,10 +7,15 @@
 
 namespace mvk {
 
+struct Stream {
 #ifdef MVK_SIMT
-using Stream = void*;
+  void* handle = nullptr;
 #else
-using Stream = cudaStream_t;
+  cudaStream_t handle = nullptr;
 #endif
+  // The launch may begin while the one before it in the stream still runs (common/overlap.cuh). To be set only where
+  // that one is a kernel of this library.
+  bool overlaps = false;
+};
 
 }  // namespace mvk

@@ -28,8 +28,8 @@ void mvk_set_seed(std::uint64_t seed) { simt::options().seed = seed; }
 void mvk_set_shared_limit(int bytes) { simt::options().shared_limit = bytes; }
 void mvk_set_multiprocessors(int count) { simt::options().multiprocessors = count; }
 void mvk_clear_buffers() { simt::clear_buffers(); }
-void mvk_add_buffer(const char* name, const void* pointer, std::uint64_t bytes, int output) {
-  simt::add_buffer(name, pointer, bytes, output != 0);
+void mvk_add_buffer(const char* name, const void* pointer, std::uint64_t bytes, int kind) {
+  simt::add_buffer(name, pointer, bytes, static_cast<simt::BufferKind>(kind));
 }
 void mvk_reset_counters() { simt::counters() = simt::Counters{}; }
 // Counters is a plain row of 64-bit numbers; mobilevit_kernels/simt names them in the same order.
@@ -58,34 +58,37 @@ int mvk_inverted_residual_rows_shared_bytes(int in_channels, int hidden_channels
   return inverted_residual_rows_shared_bytes(in_channels, hidden_channels, out_channels, stride, limit);
 }
 int mvk_inverted_residual(const InvertedResidualArguments* arguments) {
-  return guarded([&] { return inverted_residual(*arguments, nullptr); });
+  return guarded([&] { return inverted_residual(*arguments, Stream{}); });
 }
 
 int mvk_transformer_shared_bytes(int instance_dim, int head_tiles, int instance_rows, int all_head_tiles) {
   return transformer_shared_bytes(instance_dim, head_tiles, instance_rows, all_head_tiles);
 }
 int mvk_transformer(const TransformerArguments* arguments) {
-  return guarded([&] { return transformer(*arguments, nullptr); });
+  return guarded([&] { return transformer(*arguments, Stream{}); });
 }
 int mvk_unfold_attention_fold(const UnfoldAttentionFoldArguments* arguments) {
-  return guarded([&] { return unfold_attention_fold(*arguments, nullptr); });
+  return guarded([&] { return unfold_attention_fold(*arguments, Stream{}); });
+}
+int mvk_resize(const ResizeArguments* arguments) {
+  return guarded([&] { return resize(*arguments, Stream{}); });
 }
 int mvk_conv3x3(const Conv3x3Arguments* arguments) {
-  return guarded([&] { return conv3x3(*arguments, nullptr); });
+  return guarded([&] { return conv3x3(*arguments, Stream{}); });
 }
 
 int mvk_stem(const StemArguments* arguments) {
-  return guarded([&] { return stem(*arguments, nullptr); });
+  return guarded([&] { return stem(*arguments, Stream{}); });
 }
 int mvk_head_features(const HeadFeaturesArguments* arguments) {
-  return guarded([&] { return head_features(*arguments, nullptr); });
+  return guarded([&] { return head_features(*arguments, Stream{}); });
 }
 int mvk_head_classifier(const HeadClassifierArguments* arguments) {
-  return guarded([&] { return head_classifier(*arguments, nullptr); });
+  return guarded([&] { return head_classifier(*arguments, Stream{}); });
 }
 
 int mvk_golden(const char* name, const void* in, void* out, int warps) {
-  return guarded([&] { return golden(name, in, out, warps, nullptr); });
+  return guarded([&] { return golden(name, in, out, warps, Stream{}); });
 }
 int mvk_planted(int fault, const std::uint32_t* in, std::uint32_t* out) {
   return guarded([&] { return planted(fault, in, out); });

@@ -41,6 +41,7 @@ struct Lane {
   ucontext_t first_context;
   bool started = false;
   Waiting waiting = Waiting::kNot;
+  bool waited_for_launches = false;
   const char* primitive = nullptr;
   Where where{nullptr, 0};
   std::vector<AsyncCopy> open_copies;
@@ -181,6 +182,9 @@ void fiber_main() {
   while (true) {
     try {
       machine.entry(machine.params);
+      if (!machine.lanes[static_cast<std::size_t>(machine.running)]->waited_for_launches) {
+        fault(Where{machine.launch.kernel, 0}, "left the kernel without wait_for_earlier_launches()");
+      }
     } catch (const Fault& fault) {
       machine.faulted = true;
       machine.report = fault.message;
@@ -513,6 +517,7 @@ void run_block() {
   std::memset(machine.shared.data(), 0xff, machine.shared.size());  // a NaN in every format
   for (auto& lane : machine.lanes) {
     lane->waiting = Waiting::kNot;
+    lane->waited_for_launches = false;
     lane->where = Where{nullptr, 0};
     lane->open_copies.clear();
     lane->copy_groups.clear();
@@ -610,6 +615,10 @@ void sync_warp(Where where) {
   ++machine.warps[static_cast<std::size_t>(running_warp())].epoch;
   ++counters().warp_barriers;
   release_warp();
+}
+
+void wait_for_earlier_launches() {
+  machine.lanes[static_cast<std::size_t>(machine.running)]->waited_for_launches = true;
 }
 
 void sync_block(Where where) {
@@ -715,6 +724,10 @@ void* checked_global(bool write, const GlobalView& view, std::int64_t byte_offse
   Buffer& buffer = *view.buffer;
   const std::uint64_t in_buffer = address - buffer.begin;
   if (write && !buffer.output) fault(where, "global buffer '%s' is an input and is written", name);
+  if (!buffer.constant && !machine.lanes[static_cast<std::size_t>(machine.running)]->waited_for_launches) {
+    fault(where, "global buffer '%s' byte %lld: %s before wait_for_earlier_launches()", name,
+          static_cast<long long>(byte_offset), write ? "written" : "read");
+  }
   if (write) {
     buffer.write_bytes += static_cast<std::uint64_t>(bytes);
   } else {
@@ -817,14 +830,15 @@ void clear_buffers() {
   machine.buffers.clear();
 }
 
-void add_buffer(const char* name, const void* pointer, std::uint64_t bytes, bool output) {
+void add_buffer(const char* name, const void* pointer, std::uint64_t bytes, BufferKind kind) {
   auto* buffer = new Buffer;
   buffer->name = name;
   buffer->begin = reinterpret_cast<std::uintptr_t>(pointer);
   buffer->bytes = bytes;
-  buffer->output = output;
+  buffer->output = kind == BufferKind::kOutput;
+  buffer->constant = kind == BufferKind::kConstant;
   buffer->sectors_read.resize(bytes / 32 + 2);
-  if (output) buffer->written_by.resize(bytes / 4 + 2);
+  if (buffer->output) buffer->written_by.resize(bytes / 4 + 2);
   machine.buffers.push_back(buffer);
 }
 

@@ -58,6 +58,7 @@ struct Buffer {
   std::uintptr_t begin = 0;
   std::uint64_t bytes = 0;
   bool output = false;           // starts out unwritten; a read before a write is a fault
+  bool constant = false;         // no launch writes it: it may be read before wait_for_earlier_launches()
   std::uint64_t read_bytes = 0;  // asked for by lanes
   std::uint64_t write_bytes = 0;
   std::vector<std::uint8_t> sectors_read;  // one flag each 32 bytes
@@ -95,6 +96,7 @@ void release_warp();
 
 void sync_block(Where where);
 void sync_warp(Where where);
+void wait_for_earlier_launches();
 
 enum class SharedAccess : std::uint8_t { kLoad, kStore, kMatrixLoad };
 
@@ -131,7 +133,8 @@ struct Options {
 Options& options();
 
 void clear_buffers();
-void add_buffer(const char* name, const void* pointer, std::uint64_t bytes, bool output);
+enum class BufferKind : int { kInput = 0, kOutput = 1, kConstant = 2 };
+void add_buffer(const char* name, const void* pointer, std::uint64_t bytes, BufferKind kind);
 const std::vector<Buffer*>& buffers();
 const LaunchRecord& last_launch();
 

@@ -7,6 +7,7 @@
 #include "../common/launch.cuh"
 #include "../common/math.cuh"
 #include "../common/mma.cuh"
+#include "../common/overlap.cuh"
 #include "../common/warp.cuh"
 #include "testing.h"
 
@@ -113,6 +114,7 @@ struct GoldenPairs {
 
 template <class Body>
 __global__ void golden_kernel(const GoldenParams params) {
+  wait_for_earlier_launches();
   Registers r = {};
   const std::int64_t lane = std::int64_t{block_index_x()} * 32 + lane_index();
   for (int i = 0; i < kGoldenInputs; ++i) r.in[i] = params.in.load<std::uint32_t>(lane * kGoldenInputs + i);
@@ -122,6 +124,7 @@ __global__ void golden_kernel(const GoldenParams params) {
 
 // Lane l copies its first four words through shared memory, except every third lane, which asks for zeros.
 __global__ void golden_async_copy_kernel(const GoldenParams params) {
+  wait_for_earlier_launches();
   const std::int64_t lane = std::int64_t{block_index_x()} * 32 + lane_index();
   const Shared<std::uint32_t> words = shared_region<std::uint32_t>("words", 0, 128);
   copy_async_16(words, lane_index() * 4, params.in, lane * kGoldenInputs, lane_index() % 3 != 0);

@@ -5,6 +5,7 @@
 #include "../common/async_copy.cuh"
 #include "../common/launch.cuh"
 #include "../common/mma.cuh"
+#include "../common/overlap.cuh"
 #include "../common/warp.cuh"
 #include "testing.h"
 
@@ -34,6 +35,8 @@ enum Fault : int {
   kWriteToInput,
   kEarlyExit,
   kWriteUnderCopy,
+  kReadBeforeEarlierLaunches,
+  kNoWaitForEarlierLaunches,
   kBankConflicts,
 };
 
@@ -57,6 +60,8 @@ __global__ void ring_kernel(const PlantedParams params) {
     copy_async_commit();
   };
   std::uint32_t sum = 0;
+  if (fault == kNoWaitForEarlierLaunches) return;
+  if (fault != kReadBeforeEarlierLaunches) wait_for_earlier_launches();
   fetch(0);
   for (int stage = 0; stage < kStages; ++stage) {
     if (stage + 1 < kStages) {
@@ -82,6 +87,7 @@ __global__ void ring_kernel(const PlantedParams params) {
 
 // Lanes of one warp hand values to each other through shared memory.
 __global__ void exchange_kernel(const PlantedParams params) {
+  wait_for_earlier_launches();
   const int fault = params.fault;
   const int lane = lane_index();
   const Shared<std::uint32_t> words = shared_region<std::uint32_t>("words", 0, 32);
@@ -122,9 +128,9 @@ Status planted(int fault, const std::uint32_t* in, std::uint32_t* out) {
   params.in = Global<const std::uint32_t>(in, 256);
   params.out = Global<std::uint32_t>(out, 256);
   params.fault = fault;
-  const Status ring = launch<ring_kernel>("ring", {2, 1, kThreads, 2 * kThreads * 16}, nullptr, params);
+  const Status ring = launch<ring_kernel>("ring", {2, 1, kThreads, 2 * kThreads * 16}, Stream{}, params);
   if (ring != Status::kOk) return ring;
-  return launch<exchange_kernel>("exchange", {2, 1, 32, 128 + 32 * 80}, nullptr, params);
+  return launch<exchange_kernel>("exchange", {2, 1, 32, 128 + 32 * 80}, Stream{}, params);
 }
 
 }  // namespace mvk

@@ -1,26 +1,24 @@
 """What the ``cuda`` and ``simt`` backends share: the packing and the calls of the kernels in csrc/.
 
 Both backends run the same sources on the same packed weights; they differ in the library that is called, which takes
-the name of a stage's launcher, its tensors and its sizes (:class:`Library`).
+the name of a launcher, its tensors and its sizes (``launches.Library``).
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from mobilevit_kernels.canonical import AttentionShape, StageWeights
+from mobilevit_kernels.native.launches import library
 
 __all__ = [
     "DTYPES",
     "STAGES",
-    "Library",
     "aligned",
     "library",
     "multiples_of_eight",
@@ -31,45 +29,6 @@ __all__ = [
 
 DTYPES = (torch.float16, torch.bfloat16)
 STAGES = ("conv3x3", "head", "inverted_residual", "stem", "transformer", "unfold_attention_fold")
-
-
-class Library(Protocol):
-    """The launchers of one backend."""
-
-    def launch(
-        self,
-        stage: str,
-        inputs: Mapping[str, Tensor],
-        output: Tensor,
-        sizes: Mapping[str, float],
-        bfloat16: bool,
-        workspace: Tensor | None = None,
-    ) -> None:
-        """Launches a stage.
-
-        Args:
-            stage: the launcher's name.
-            inputs: every tensor that it reads, by the launcher's name for it.
-            output: the tensor that it writes.
-            sizes: its numbers and flags, by name.
-            bfloat16: the compute dtype is bfloat16, else float16.
-            workspace: memory that it may use as it likes; None: it takes none.
-        """
-
-    def shared_bytes(self, stage: str, *sizes: int) -> int:
-        """Shared memory of a block in bytes."""
-
-    def shared_limit(self, device: torch.device) -> int:
-        """Shared memory that a block may have, in bytes."""
-
-    def multiprocessors(self, device: torch.device) -> int:
-        """Streaming multiprocessors of the device."""
-
-
-def library(backend: str) -> Library:
-    """The loaded library of ``"cuda"`` or ``"simt"``."""
-    loaded: Library = importlib.import_module(f"mobilevit_kernels.{backend}").library()
-    return loaded
 
 
 def source_folder() -> Path | None:

@@ -9,10 +9,10 @@ from mobilevit_kernels import native
 from mobilevit_kernels.canonical import Conv3x3Weights
 from mobilevit_kernels.native import conv3x3_tiling
 from mobilevit_kernels.native.fragments import deal_channels, pad_to, to_b_tiles
-from mobilevit_kernels.ops import _dispatch
+from mobilevit_kernels.native.launches import Launch, Slot, execute, map_slot
 from mobilevit_kernels.packed import Packed
 
-__all__ = ["launch", "pack", "pack_fragments", "refusal", "run", "variant"]
+__all__ = ["launches", "pack", "pack_fragments", "refusal", "run", "variant"]
 
 
 def pack_fragments(weight: Tensor) -> Tensor:
@@ -36,27 +36,24 @@ def pack(weights: Conv3x3Weights, dtype: torch.dtype, device: torch.device) -> t
     return pack_fragments(weights.weight.cpu().float()).to(device, dtype), weights.bias.to(device, torch.float32)
 
 
-def run(x: Tensor, packed: Packed, *, x2: Tensor | None, dilation: int, activation: str) -> Tensor:
-    """Launches the kernel; see :func:`mobilevit_kernels.ops.conv3x3`.
+def launches(
+    x: Slot, packed: Packed, *, x2: Slot | None = None, dilation: int, activation: str, tile: int | None = None
+) -> list[Launch]:
+    """The launch of the kernel; see :func:`mobilevit_kernels.ops.conv3x3`.
 
-    Two inputs whose first has a number of channels that is no multiple of 8 are concatenated before.
+    Args:
+        x, packed, x2, dilation, activation: as for the op; of two inputs the first has a multiple of 8 channels.
+        tile: a number of :data:`conv3x3_tiling.TILES`; None: the best one by the model.
     """
-    batch, _, height, width = x.shape
-    count = conv3x3_tiling.sub_tiles(batch, height, width, dilation)
-    return launch(x, x2, packed, dilation, activation == "silu", conv3x3_tiling.choose(count, *packed.sizes))
-
-
-def launch(x: Tensor, x2: Tensor | None, packed: Packed, dilation: int, silu: bool, tile: int) -> Tensor:
-    """The same with a tile of one's choice, a number of :data:`conv3x3_tiling.TILES`."""
     weights, bias = packed.tensors
-    if x2 is not None and x.shape[1] % 8 != 0:
-        x, x2 = torch.cat([x, x2], dim=1).contiguous(memory_format=torch.channels_last), None
-    inputs = {"x": native.aligned(x), "weights": weights, "bias": bias}
-    if x2 is not None:
-        inputs["x2"] = native.aligned(x2)
     batch, first_channels, height, width = x.shape
+    if tile is None:
+        count = conv3x3_tiling.sub_tiles(batch, height, width, dilation)
+        tile = conv3x3_tiling.choose(count, *packed.sizes)
+    inputs: dict[str, Tensor | Slot] = {"x": x, "weights": weights, "bias": bias}
+    if x2 is not None:
+        inputs["x2"] = x2
     out_channels = packed.sizes[1]
-    y = _dispatch.empty_nhwc(x, out_channels, height, width, x.dtype)
     sizes = {
         "batch": batch,
         "height": height,
@@ -66,10 +63,27 @@ def launch(x: Tensor, x2: Tensor | None, packed: Packed, dilation: int, silu: bo
         "out_channels": out_channels,
         "dilation": dilation,
         "tile": tile,
-        "silu": silu,
+        "silu": activation == "silu",
     }
-    native.library(packed.backend).launch("conv3x3", inputs, y, sizes, x.dtype == torch.bfloat16)
-    return y
+    y = map_slot(batch, out_channels, height, width, x.dtype)
+    return [Launch("conv3x3", inputs, y, sizes, x.dtype)]
+
+
+def run(
+    x: Tensor, packed: Packed, *, x2: Tensor | None, dilation: int, activation: str, tile: int | None = None
+) -> Tensor:
+    """Launches the kernel; of two inputs, those whose first has no multiple of 8 channels are
+    concatenated before."""
+    if x2 is not None and x.shape[1] % 8 != 0:
+        x, x2 = torch.cat([x, x2], dim=1).contiguous(memory_format=torch.channels_last), None
+    slot = Slot.like(x)
+    tensors = {slot: native.aligned(x)}
+    slot2 = None
+    if x2 is not None:
+        slot2 = Slot.like(x2)
+        tensors[slot2] = native.aligned(x2)
+    calls = launches(slot, packed, x2=slot2, dilation=dilation, activation=activation, tile=tile)
+    return execute(packed.backend, calls, tensors)
 
 
 def variant(packed: Packed) -> str:

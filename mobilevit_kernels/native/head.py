@@ -8,10 +8,10 @@ from torch import Tensor
 from mobilevit_kernels import native
 from mobilevit_kernels.canonical import HeadWeights
 from mobilevit_kernels.native.fragments import deal_channels, pad_to, to_b_tiles
-from mobilevit_kernels.ops import _dispatch
+from mobilevit_kernels.native.launches import Launch, Slot, execute, map_slot, matrix_slot
 from mobilevit_kernels.packed import Packed
 
-__all__ = ["pack", "pack_classifier", "pack_convolution", "refusal", "run", "variant"]
+__all__ = ["launches", "pack", "pack_classifier", "pack_convolution", "refusal", "run", "variant", "whole_classes"]
 
 
 def _round_up(value: int, multiple: int) -> int:
@@ -55,17 +55,15 @@ def pack(weights: HeadWeights, dtype: torch.dtype, device: torch.device) -> tupl
     return (*tensors, fc_weight.to(device, dtype), fc_bias.to(device))
 
 
-def run(x: Tensor, packed: Packed, *, pool: bool) -> Tensor:
-    """Launches one kernel or two; see :func:`mobilevit_kernels.ops.head`."""
+def launches(x: Slot, packed: Packed, *, pool: bool) -> list[Launch]:
+    """One launch or two; see :func:`mobilevit_kernels.ops.head`. Logits have an even number of columns."""
     weight, bias, *classifier = packed.tensors
-    in_channels, hidden_channels, classes = packed.sizes
+    in_channels, hidden_channels, _ = packed.sizes
     batch, _, height, width = x.shape
-    bfloat16 = x.dtype == torch.bfloat16
-    library = native.library(packed.backend)
     if pool:
-        features = x.new_empty((batch, hidden_channels))
+        features = matrix_slot(batch, hidden_channels, x.dtype)
     else:
-        features = _dispatch.empty_nhwc(x, hidden_channels, height, width, x.dtype)
+        features = map_slot(batch, hidden_channels, height, width, x.dtype)
     sizes = {
         "batch": batch,
         "height": height,
@@ -74,15 +72,27 @@ def run(x: Tensor, packed: Packed, *, pool: bool) -> Tensor:
         "hidden_channels": hidden_channels,
         "pool": pool,
     }
-    inputs = {"x": native.aligned(x), "weights": weight, "bias": bias}
-    library.launch("head_features", inputs, features, sizes, bfloat16)
-    if not pool or not classifier:
-        return features
-    weight, bias = classifier
-    logits = x.new_empty((batch, bias.numel()))
-    sizes = {"rows": batch, "in_features": hidden_channels, "out_features": bias.numel()}
-    library.launch("head_classifier", {"x": features, "weights": weight, "bias": bias}, logits, sizes, bfloat16)
-    return logits if bias.numel() == classes else logits[:, :classes].contiguous()
+    calls = [Launch("head_features", {"x": x, "weights": weight, "bias": bias}, features, sizes, x.dtype)]
+    if pool and classifier:
+        weight, bias = classifier
+        columns = bias.numel()
+        sizes = {"rows": batch, "in_features": hidden_channels, "out_features": columns}
+        inputs: dict[str, Tensor | Slot] = {"x": features, "weights": weight, "bias": bias}
+        logits = matrix_slot(batch, columns, x.dtype)
+        calls.append(Launch("head_classifier", inputs, logits, sizes, x.dtype))
+    return calls
+
+
+def run(x: Tensor, packed: Packed, *, pool: bool) -> Tensor:
+    """Launches one kernel or two."""
+    slot = Slot.like(x)
+    return whole_classes(execute(packed.backend, launches(slot, packed, pool=pool), {slot: native.aligned(x)}), packed)
+
+
+def whole_classes(y: Tensor, packed: Packed) -> Tensor:
+    """The head's output without the column that an odd number of classes is padded with."""
+    classes = packed.sizes[2]
+    return y[:, :classes].contiguous() if y.dim() == 2 and classes not in (0, y.shape[1]) else y
 
 
 def variant(packed: Packed) -> str:

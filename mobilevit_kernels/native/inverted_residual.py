@@ -15,10 +15,21 @@ from torch import Tensor
 from mobilevit_kernels import native
 from mobilevit_kernels.canonical import InvertedResidualWeights
 from mobilevit_kernels.native.fragments import lane_channels, pad_to, to_b_fragments
-from mobilevit_kernels.ops import _dispatch
+from mobilevit_kernels.native.launches import Launch, Slot, execute, map_slot
 from mobilevit_kernels.packed import Packed
 
-__all__ = ["LARGE_CHUNK", "SMALL_CHUNK", "pack", "pack_chunks", "pack_rows", "refusal", "row_strides", "run", "variant"]
+__all__ = [
+    "LARGE_CHUNK",
+    "SMALL_CHUNK",
+    "launches",
+    "pack",
+    "pack_chunks",
+    "pack_rows",
+    "refusal",
+    "row_strides",
+    "run",
+    "variant",
+]
 
 # Hidden channels that a block of the tile kernel takes at a time; the tile of pixels goes with it
 # (InvertedResidualConfig).
@@ -130,32 +141,33 @@ def pack(
     return records.to(device), bias, rows.to(device)
 
 
-def run(x: Tensor, packed: Packed, *, stride: int, dilation: int, residual: bool) -> Tensor:
-    """Launches the kernel; see :func:`mobilevit_kernels.ops.inverted_residual`."""
+def launches(x: Slot, packed: Packed, *, stride: int, dilation: int, residual: bool) -> list[Launch]:
+    """The launch of the kernel; see :func:`mobilevit_kernels.ops.inverted_residual`."""
     records, bias, row_records = packed.tensors
     in_channels, hidden_channels, out_channels = packed.sizes
-    x = native.aligned(x)
     batch, _, height, width = x.shape
-    y = _dispatch.empty_nhwc(x, out_channels, (height - 1) // stride + 1, (width - 1) // stride + 1, x.dtype)
-    native.library(packed.backend).launch(
-        "inverted_residual",
-        {"x": x, "weights": records, "row_weights": row_records, "bias": bias},
-        y,
-        {
-            "batch": batch,
-            "height": height,
-            "width": width,
-            "in_channels": in_channels,
-            "hidden_channels": hidden_channels,
-            "out_channels": out_channels,
-            "stride": stride,
-            "dilation": dilation,
-            "chunk": records.shape[2],
-            "residual": residual,
-        },
-        x.dtype == torch.bfloat16,
-    )
-    return y
+    sizes = {
+        "batch": batch,
+        "height": height,
+        "width": width,
+        "in_channels": in_channels,
+        "hidden_channels": hidden_channels,
+        "out_channels": out_channels,
+        "stride": stride,
+        "dilation": dilation,
+        "chunk": records.shape[2],
+        "residual": residual,
+    }
+    inputs: dict[str, Tensor | Slot] = {"x": x, "weights": records, "row_weights": row_records, "bias": bias}
+    y = map_slot(batch, out_channels, (height - 1) // stride + 1, (width - 1) // stride + 1, x.dtype)
+    return [Launch("inverted_residual", inputs, y, sizes, x.dtype)]
+
+
+def run(x: Tensor, packed: Packed, *, stride: int, dilation: int, residual: bool) -> Tensor:
+    """Launches the kernel."""
+    slot = Slot.like(x)
+    calls = launches(slot, packed, stride=stride, dilation=dilation, residual=residual)
+    return execute(packed.backend, calls, {slot: native.aligned(x)})
 
 
 def variant(packed: Packed) -> str:

@@ -8,9 +8,10 @@ from torch import Tensor
 from mobilevit_kernels import native
 from mobilevit_kernels.canonical import StemWeights
 from mobilevit_kernels.native.fragments import deal_channels, pad_to, to_b_tiles
+from mobilevit_kernels.native.launches import Launch, Slot, execute, map_slot
 from mobilevit_kernels.packed import Packed
 
-__all__ = ["normalization", "pack", "pack_fragments", "refusal", "run", "variant"]
+__all__ = ["as_read", "launches", "normalization", "pack", "pack_fragments", "refusal", "run", "variant"]
 
 # The launcher's numbers of image types.
 _IMAGE_TYPES = {torch.uint8: 0, torch.float16: 1, torch.bfloat16: 2, torch.float32: 3}
@@ -52,28 +53,24 @@ def pack(weights: StemWeights, dtype: torch.dtype, device: torch.device) -> tupl
     return fragments.to(device, dtype), (0.5 * weights.bias.cpu().float()).to(device)
 
 
-def run(x: Tensor, packed: Packed, *, mean: list[float], std: list[float]) -> Tensor:
-    """Launches the kernel; see :func:`mobilevit_kernels.ops.stem`.
+def as_read(x: Tensor) -> Tensor:
+    """Images as the kernel takes them, (B, 3, H, W): NCHW or NHWC in memory, of a type that it reads.
 
-    NCHW and NHWC images are read where they are; other strides, and float64, are copied before.
+    What is so already stays where it is; other strides, and float64, are copied.
     """
+    if x.dtype == torch.uint8:
+        return x.contiguous().permute(0, 3, 1, 2)
+    image = x if x.dtype in _IMAGE_TYPES else x.float()
+    return image if image.is_contiguous(memory_format=torch.channels_last) else image.contiguous()
+
+
+def launches(image: Slot, packed: Packed, *, mean: list[float], std: list[float]) -> list[Launch]:
+    """The launch of the kernel on what :func:`as_read` returns; see :func:`mobilevit_kernels.ops.stem`."""
     weights, bias = packed.tensors
     out_channels = packed.sizes[1]
-    if x.dtype == torch.uint8:
-        image = x.contiguous().permute(0, 3, 1, 2)
-    else:
-        image = x if x.dtype in _IMAGE_TYPES else x.float()
-        if not image.is_contiguous(memory_format=torch.channels_last):
-            image = image.contiguous()
     batch, _, height, width = image.shape
-    scale, shift = normalization(mean, std, x.dtype == torch.uint8)
-    y = torch.empty(
-        (batch, out_channels, (height + 1) // 2, (width + 1) // 2),
-        dtype=packed.dtype,
-        device=x.device,
-        memory_format=torch.channels_last,
-    )
-    stride_image, stride_channel, stride_row, stride_column = image.stride()
+    scale, shift = normalization(mean, std, image.dtype == torch.uint8)
+    stride_image, stride_channel, stride_row, stride_column = image.stride
     sizes = {
         "stride_image": stride_image,
         "stride_channel": stride_channel,
@@ -87,9 +84,15 @@ def run(x: Tensor, packed: Packed, *, mean: list[float], std: list[float]) -> Te
         **{f"scale{c}": scale[c] for c in range(3)},
         **{f"shift{c}": shift[c] for c in range(3)},
     }
-    inputs = {"x": image, "weights": weights, "bias": bias}
-    native.library(packed.backend).launch("stem", inputs, y, sizes, packed.dtype == torch.bfloat16)
-    return y
+    y = map_slot(batch, out_channels, (height + 1) // 2, (width + 1) // 2, packed.dtype)
+    return [Launch("stem", {"x": image, "weights": weights, "bias": bias}, y, sizes, packed.dtype)]
+
+
+def run(x: Tensor, packed: Packed, *, mean: list[float], std: list[float]) -> Tensor:
+    """Launches the kernel."""
+    image = as_read(x)
+    slot = Slot.like(image)
+    return execute(packed.backend, launches(slot, packed, mean=mean, std=std), {slot: image})
 
 
 def variant(packed: Packed) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from torch import Tensor
 from mobilevit_kernels import canonical, native
 from mobilevit_kernels.canonical import EncoderLayerWeights, TransformerWeights
 from mobilevit_kernels.native.fragments import pad_to, to_b_fragment_tail, to_b_fragments
+from mobilevit_kernels.native.launches import Launch, Library, Slot, execute, map_slot
 from mobilevit_kernels.native.transformer_plan import (
     DEFAULT_HEADS,
     MAX_DIM,
@@ -22,11 +24,10 @@ from mobilevit_kernels.native.transformer_plan import (
     plan,
     tiles_of,
 )
-from mobilevit_kernels.ops import _dispatch
 from mobilevit_kernels.packed import Packed
 from mobilevit_kernels.registry import BackendUnavailable
 
-__all__ = ["Stream", "pack", "pack_stream", "refusal", "run", "shared_bytes", "variant"]
+__all__ = ["Stream", "launches", "pack", "pack_stream", "refusal", "run", "shared_bytes", "variant"]
 
 
 @dataclass(frozen=True)
@@ -227,7 +228,7 @@ def _usual_heads(dim: int) -> int:
     return DEFAULT_HEADS if dim % DEFAULT_HEADS == 0 else 1
 
 
-def shared_bytes(library: native.Library, instance: Instance, dim: int, num_heads: int) -> int:
+def shared_bytes(library: Library, instance: Instance, dim: int, num_heads: int) -> int:
     """Shared memory of a block, in bytes."""
     tiles = num_heads * tiles_of(dim, num_heads)
     return library.shared_bytes("transformer", instance.dim, instance.head_tiles, instance.rows, tiles)
@@ -272,71 +273,95 @@ def _repacked(packed: Packed, num_heads: int) -> tuple[Tensor, ...]:
     return pack(weights, packed.dtype, packed.device, num_heads)
 
 
-def run(x: Tensor, packed: Packed, *, num_heads: int, patch_size: tuple[int, int], activation: bool) -> Tensor:
-    """Launches the kernel; see :func:`mobilevit_kernels.ops.transformer`.
+def launches(x: Slot, packed: Packed, *, num_heads: int, patch_size: tuple[int, int]) -> list[Launch]:
+    """The launch of the stage, between two of the resize where a side is no multiple of the patch.
 
-    H and W are multiples of the patch; ``activation=False`` leaves out the last SiLU.
+    See :func:`mobilevit_kernels.ops.transformer`. ``packed`` is packed for ``num_heads``.
     """
-    tensors = packed.tensors
-    if int(tensors[3]) != num_heads:
-        if len(tensors) == 4:
-            raise ValueError(f"num_heads: the weights are packed for {int(tensors[3])}, got {num_heads}")
-        tensors = _repacked(packed, num_heads)
-    stream, table, biases, _ = tensors[:4]
+    height, width = x.shape[2:]
+    whole = tuple(-(-side // patch) * patch for side, patch in zip((height, width), patch_size, strict=True))
+    if whole == (height, width):
+        return [_stage(x, packed, num_heads, patch_size, activation=True)]
+    resize = _resize(x, whole, silu=False)
+    stage = _stage(resize.output, packed, num_heads, patch_size, activation=False)
+    return [resize, stage, _resize(stage.output, (height, width), silu=True)]
+
+
+def _resize(x: Slot, size: tuple[int, ...], silu: bool) -> Launch:
+    batch, channels, height, width = x.shape
+    sizes = {
+        "batch": batch,
+        "height": height,
+        "width": width,
+        "out_height": size[0],
+        "out_width": size[1],
+        "channels": channels,
+        "silu": silu,
+    }
+    return Launch("resize", {"x": x}, map_slot(batch, channels, size[0], size[1], x.dtype), sizes, x.dtype)
+
+
+def _stage(x: Slot, packed: Packed, num_heads: int, patch_size: tuple[int, int], activation: bool) -> Launch:
+    stream, table, biases = packed.tensors[:3]
     in_channels, dim, mlp_dim, num_layers, out_channels = packed.sizes
-    library = native.library(packed.backend)
-    fitting = _fitting(packed.backend, dim, num_heads, x.device)
+    loaded = native.library(packed.backend)
+    fitting = _fitting(packed.backend, dim, num_heads, packed.device)
     if not fitting:
         raise BackendUnavailable(
             f"backend={packed.backend!r} cannot serve transformer: {dim} channels in {num_heads} heads need more "
-            f"shared memory than the {library.shared_limit(x.device)} bytes that a block may have on {x.device}"
+            f"shared memory than the {loaded.shared_limit(packed.device)} bytes that a block may have on "
+            f"{packed.device}"
         )
-    x = native.aligned(x)
     batch, _, height, width = x.shape
     patch_height, patch_width = patch_size
     tokens = (height // patch_height) * (width // patch_width)
     sequences = batch * patch_height * patch_width
-    chosen = plan(fitting, tokens, sequences, num_layers, library.multiprocessors(x.device))
+    chosen = plan(fitting, tokens, sequences, num_layers, loaded.multiprocessors(packed.device))
     instance = chosen.instance
-    y = _dispatch.empty_nhwc(x, out_channels, height, width, x.dtype)
-    workspace = None
+    workspace = 0
     if chosen.split:
         rows = chosen.blocks * instance.rows
         key_values = rows * num_heads * 16 * instance.head_tiles  # of one layer; two layers' take turns
         row_values = rows * -(-instance.dim // 16) * 16
-        workspace = torch.empty(2 * key_values + row_values, dtype=x.dtype, device=x.device)
-    library.launch(
-        "transformer",
-        {"x": x, "weights": stream, "table": table, "biases": biases},
-        y,
-        {
-            "batch": batch,
-            "height": height,
-            "width": width,
-            "in_channels": in_channels,
-            "dim": dim,
-            "hidden_channels": mlp_dim,
-            "num_layers": num_layers,
-            "out_channels": out_channels,
-            "num_heads": num_heads,
-            "patch_height": patch_height,
-            "patch_width": patch_width,
-            "instance_dim": instance.dim,
-            "head_tiles": instance.head_tiles,
-            "instance_rows": instance.rows,
-            "sequence_rows": chosen.sequence_rows,
-            "block_rows": chosen.block_rows,
-            "blocks": chosen.blocks,
-            "chunks": table.shape[0] // 2,
-            "weight_units": stream.numel() // 8,
-            "epsilon": packed.eps,
-            "split": chosen.split,
-            "activation": activation,
-        },
-        x.dtype == torch.bfloat16,
-        workspace=workspace,
-    )
-    return y
+        workspace = (2 * key_values + row_values) * x.dtype.itemsize
+    sizes = {
+        "batch": batch,
+        "height": height,
+        "width": width,
+        "in_channels": in_channels,
+        "dim": dim,
+        "hidden_channels": mlp_dim,
+        "num_layers": num_layers,
+        "out_channels": out_channels,
+        "num_heads": num_heads,
+        "patch_height": patch_height,
+        "patch_width": patch_width,
+        "instance_dim": instance.dim,
+        "head_tiles": instance.head_tiles,
+        "instance_rows": instance.rows,
+        "sequence_rows": chosen.sequence_rows,
+        "block_rows": chosen.block_rows,
+        "blocks": chosen.blocks,
+        "chunks": table.shape[0] // 2,
+        "weight_units": stream.numel() // 8,
+        "epsilon": packed.eps,
+        "split": chosen.split,
+        "activation": activation,
+    }
+    inputs: dict[str, Tensor | Slot] = {"x": x, "weights": stream, "table": table, "biases": biases}
+    y = map_slot(batch, out_channels, height, width, x.dtype)
+    return Launch("transformer", inputs, y, sizes, x.dtype, workspace, chosen.launches)
+
+
+def run(x: Tensor, packed: Packed, *, num_heads: int, patch_size: tuple[int, int]) -> Tensor:
+    """Launches the kernels."""
+    if int(packed.tensors[3]) != num_heads:
+        if len(packed.tensors) == 4:
+            raise ValueError(f"num_heads: the weights are packed for {int(packed.tensors[3])}, got {num_heads}")
+        packed = dataclasses.replace(packed, tensors=_repacked(packed, num_heads))
+    slot = Slot.like(x)
+    calls = launches(slot, packed, num_heads=num_heads, patch_size=patch_size)
+    return execute(packed.backend, calls, {slot: native.aligned(x)})
 
 
 def variant(packed: Packed) -> str:

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from mobilevit_kernels import native
 from mobilevit_kernels.canonical import AttentionShape
+from mobilevit_kernels.native.launches import Launch, Slot, execute, map_slot
 from mobilevit_kernels.native.transformer_plan import MAX_HEAD_DIM
-from mobilevit_kernels.ops import _dispatch
 
 __all__ = ["refusal", "run"]
 
@@ -22,23 +22,18 @@ def refusal(backend: str, shape: AttentionShape, device: torch.device) -> str | 
 
 def run(qkv: Tensor, *, num_heads: int, patch_size: tuple[int, int], scale: float) -> Tensor:
     """Launches the kernel; see :func:`mobilevit_kernels.ops.unfold_attention_fold`."""
-    qkv = native.aligned(qkv)
     batch, channels, height, width = qkv.shape
-    y = _dispatch.empty_nhwc(qkv, channels // 3, height, width, qkv.dtype)
-    native.library("cuda" if qkv.is_cuda else "simt").launch(
-        "unfold_attention_fold",
-        {"qkv": qkv},
-        y,
-        {
-            "batch": batch,
-            "height": height,
-            "width": width,
-            "dim": channels // 3,
-            "num_heads": num_heads,
-            "patch_height": patch_size[0],
-            "patch_width": patch_size[1],
-            "scale": scale,
-        },
-        qkv.dtype == torch.bfloat16,
-    )
-    return y
+    sizes = {
+        "batch": batch,
+        "height": height,
+        "width": width,
+        "dim": channels // 3,
+        "num_heads": num_heads,
+        "patch_height": patch_size[0],
+        "patch_width": patch_size[1],
+        "scale": scale,
+    }
+    slot = Slot.like(qkv)
+    y = map_slot(batch, channels // 3, height, width, qkv.dtype)
+    launch = Launch("unfold_attention_fold", {"qkv": slot}, y, sizes, qkv.dtype)
+    return execute("cuda" if qkv.is_cuda else "simt", [launch], {slot: native.aligned(qkv)})

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch.nn.functional as F
 from torch import Tensor
 
 from mobilevit_kernels.canonical import TransformerWeights
@@ -81,18 +78,8 @@ def _run(
 ) -> Tensor:
     packed = Packed("transformer", backend, x.dtype, x.device, tuple(tensors), tuple(sizes), eps)
     module = _dispatch.stage_module(backend, "transformer")
-    options: dict[str, Any] = {"num_heads": num_heads, "patch_size": (patch_height, patch_width)}
-    x = _dispatch.nhwc(x)
-    height, width = x.shape[2:]
-    whole_size = (-(-height // patch_height) * patch_height, -(-width // patch_width) * patch_width)
-    result: Tensor
-    if whole_size == (height, width):
-        result = module.run(x, packed, activation=True, **options)
-        return result
-    resized = _dispatch.nhwc(F.interpolate(x, size=whole_size, mode="bilinear", align_corners=False))
-    result = module.run(resized, packed, activation=False, **options)
-    result = F.interpolate(result, size=(height, width), mode="bilinear", align_corners=False)
-    return F.silu(_dispatch.nhwc(result), inplace=True)
+    result: Tensor = module.run(_dispatch.nhwc(x), packed, num_heads=num_heads, patch_size=(patch_height, patch_width))
+    return result
 
 
 def _fake(

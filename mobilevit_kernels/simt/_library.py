@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import functools
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from mobilevit_kernels.plan import Plan, Runner, run_one_by_one
 
 __all__ = ["Counters", "Launch", "SimtLibrary", "SimulatorFault", "Traffic"]
 
@@ -71,6 +74,11 @@ _POINTER, _INT, _LONG, _FLOAT, _BOOL = (
 )  # fmt: skip
 
 
+_INPUT, _OUTPUT, _CONSTANT = 0, 1, 2  # simt::BufferKind
+# Packed weights, which no launch writes: kernels may read them before they wait for the launches ahead of them.
+_CONSTANTS = frozenset({"weights", "row_weights", "table", "bias", "biases"})
+
+
 def _structure(name: str, *fields: tuple[Any, str]) -> type[ctypes.Structure]:
     """A struct of csrc/launchers.h, from its types and the names of each, in order."""
     return type(name, (ctypes.Structure,), {"_fields_": [(n, kind) for kind, names in fields for n in names.split()]})
@@ -91,6 +99,12 @@ _ARGUMENTS: dict[str, Any] = {
         (_INT, "sequence_rows block_rows blocks chunks weight_units"),
         (_FLOAT, "epsilon"),
         (_BOOL, "split activation bfloat16"),
+    ),
+    "resize": _structure(
+        "ResizeArguments",
+        (_POINTER, "x y"),
+        (_INT, "batch height width out_height out_width channels"),
+        (_BOOL, "silu bfloat16"),
     ),
     "unfold_attention_fold": _structure(
         "UnfoldAttentionFoldArguments",
@@ -144,27 +158,31 @@ class SimtLibrary:
 
     def launch(
         self,
-        stage: str,
+        launcher: str,
         inputs: Mapping[str, Tensor],
         output: Tensor,
         sizes: Mapping[str, float],
         bfloat16: bool,
         workspace: Tensor | None = None,
     ) -> None:
-        """Runs a stage; see :class:`mobilevit_kernels.native.Library`.
+        """Calls a launcher; see :class:`mobilevit_kernels.native.launches.Library`.
 
         Raises:
             SimulatorFault: the kernel did what a GPU would punish.
             ValueError: the launcher refused the arguments.
         """
-        arguments = _ARGUMENTS[stage](bfloat16=bfloat16, y=output.data_ptr(), **sizes)
+        arguments = _ARGUMENTS[launcher](bfloat16=bfloat16, y=output.data_ptr(), **sizes)
         for name, tensor in inputs.items():
             setattr(arguments, name, tensor.data_ptr())
         outputs = {"y": output}
         if workspace is not None:
             arguments.workspace = workspace.data_ptr()
             outputs["workspace"] = workspace
-        self.run_raw(f"mvk_{stage}", [ctypes.byref(arguments)], inputs, outputs)
+        self.run_raw(f"mvk_{launcher}", [ctypes.byref(arguments)], inputs, outputs)
+
+    def compile(self, plan: Plan) -> Runner:
+        """A plan's launches one after the other."""
+        return functools.partial(run_one_by_one, self, plan)
 
     def run_raw(
         self, function: str, arguments: list[Any], inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]
@@ -172,10 +190,10 @@ class SimtLibrary:
         """Calls a C function of the library with these buffers registered, and raises what it reports."""
         with self._lock:
             try:
-                for tensors, is_output in ((inputs, 0), (outputs, 1)):
-                    for name, tensor in tensors.items():
-                        size = tensor.numel() * tensor.element_size()
-                        self._library.mvk_add_buffer(name.encode(), tensor.data_ptr(), size, is_output)
+                for name, tensor in (*inputs.items(), *outputs.items()):
+                    kind = _OUTPUT if name in outputs else _CONSTANT if name in _CONSTANTS else _INPUT
+                    size = tensor.numel() * tensor.element_size()
+                    self._library.mvk_add_buffer(name.encode(), tensor.data_ptr(), size, kind)
                 code = getattr(self._library, function)(*arguments)
                 message = self._library.mvk_last_error().decode(errors="replace") if code != 0 else ""
                 names = [*inputs, *outputs]

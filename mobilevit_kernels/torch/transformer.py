@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mobilevit_kernels.canonical import TransformerWeights, named_tensors
+from mobilevit_kernels.ops._resize import on_whole_patches
 from mobilevit_kernels.packed import Packed
 from mobilevit_kernels.torch.unfold_attention_fold import attention, fold, unfold
 
@@ -26,11 +27,12 @@ def pack(weights: TransformerWeights, dtype: torch.dtype, device: torch.device) 
     )
 
 
-def run(x: Tensor, packed: Packed, *, num_heads: int, patch_size: tuple[int, int], activation: bool) -> Tensor:
-    """Unfold, encode, fold; see :func:`mobilevit_kernels.ops.transformer`.
+def run(x: Tensor, packed: Packed, *, num_heads: int, patch_size: tuple[int, int]) -> Tensor:
+    """Unfold, encode, fold; see :func:`mobilevit_kernels.ops.transformer`."""
+    return on_whole_patches(x, patch_size, lambda whole, silu: _run(whole, packed, num_heads, patch_size, silu))
 
-    H and W are multiples of the patch; ``activation=False`` leaves out the last SiLU.
-    """
+
+def _run(x: Tensor, packed: Packed, num_heads: int, patch_size: tuple[int, int], activation: bool) -> Tensor:
     in_weight, *layers, norm_weight, norm_bias, out_weight, out_bias = packed.tensors
     dim, eps = packed.sizes[1], packed.eps
     scale = (dim // num_heads) ** -0.5

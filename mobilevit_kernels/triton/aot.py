@@ -107,9 +107,7 @@ def plan_network(
                 options = {"x2": x2, "dilation": 1, "activation": "silu"}
             elif case.stage == "inverted_residual":
                 options = {"stride": options["stride"], "dilation": 1, "residual": options["residual"]}
-            elif case.stage == "transformer":
-                options["activation"] = True
-            else:
+            elif case.stage == "head":
                 options = {"pool": True}
             stage_module(case.stage).run(_map(shape, dtype), packed, **options)
     return record

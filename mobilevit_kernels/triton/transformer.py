@@ -24,6 +24,7 @@ from torch import Tensor
 
 from mobilevit_kernels.canonical import EncoderLayerWeights, TransformerWeights
 from mobilevit_kernels.ops._dispatch import empty_nhwc
+from mobilevit_kernels.ops._resize import on_whole_patches
 from mobilevit_kernels.packed import Packed
 from mobilevit_kernels.triton import _launch, launch_table, tuned
 from mobilevit_kernels.triton._device import dot, narrow, silu
@@ -160,11 +161,12 @@ def pack(weights: TransformerWeights, dtype: torch.dtype, device: torch.device) 
     )
 
 
-def run(x: Tensor, packed: Packed, *, num_heads: int, patch_size: tuple[int, int], activation: bool) -> Tensor:
-    """The stage on a map of whole patches; see :func:`mobilevit_kernels.ops.transformer`.
+def run(x: Tensor, packed: Packed, *, num_heads: int, patch_size: tuple[int, int]) -> Tensor:
+    """Unfold, encode, fold; see :func:`mobilevit_kernels.ops.transformer`."""
+    return on_whole_patches(x, patch_size, lambda whole, silu: _run(whole, packed, num_heads, patch_size, silu))
 
-    ``activation=False`` leaves out the last SiLU.
-    """
+
+def _run(x: Tensor, packed: Packed, num_heads: int, patch_size: tuple[int, int], activation: bool) -> Tensor:
     in_weight, *layers, out_weight, out_bias = packed.tensors
     batch, _, height, width = x.shape
     dim, out_channels, eps = packed.sizes[1], packed.sizes[4], packed.eps

@@ -1,0 +1,156 @@
+"""Launches as data: what a stage is going to call, before any activation has an address.
+
+A stage's module in ``native/`` says in ``launches(x, packed, …)`` which launchers it calls on which sizes, with a
+:class:`Slot` for each activation. :func:`execute` gives every slot a tensor of its own and calls them one by one; a
+:class:`mobilevit_kernels.plan.Plan` puts the slots of a whole network into one workspace instead.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from mobilevit_kernels.plan import Plan, Runner
+
+__all__ = ["Launch", "Library", "Slot", "execute", "library", "map_slot", "matrix_slot"]
+
+
+@dataclass(frozen=True, eq=False)
+class Slot:
+    """An activation that has no memory yet. Two slots are the same only where they are the same object.
+
+    Attributes:
+        shape: logical, NCHW for a map.
+        stride: in elements; maps are NHWC in memory.
+        dtype: of its elements.
+    """
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+    @staticmethod
+    def like(x: Tensor) -> Slot:
+        """A slot of a tensor's shape, layout and dtype."""
+        return Slot(tuple(x.shape), x.stride(), x.dtype)
+
+    @property
+    def bytes(self) -> int:
+        """Size in memory."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def allocate(self, device: torch.device) -> Tensor:
+        """An uninitialised tensor for it."""
+        return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=device)
+
+    def view(self, memory: Tensor, offset: int) -> Tensor:
+        """Its tensor inside ``memory`` (uint8), ``offset`` bytes from the beginning."""
+        return memory[offset : offset + self.bytes].view(self.dtype).as_strided(self.shape, self.stride)
+
+
+def map_slot(batch: int, channels: int, height: int, width: int, dtype: torch.dtype) -> Slot:
+    """A slot for a (batch, channels, height, width) map, NHWC in memory."""
+    stride = (height * width * channels, 1, width * channels, channels)
+    return Slot((batch, channels, height, width), stride, dtype)
+
+
+def matrix_slot(rows: int, columns: int, dtype: torch.dtype) -> Slot:
+    """A slot for a (rows, columns) matrix."""
+    return Slot((rows, columns), (columns, 1), dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Launch:
+    """One call of a launcher in csrc/launchers.h.
+
+    Attributes:
+        launcher: its name.
+        inputs: what it reads, by its name for it: activations as slots, packed weights as tensors.
+        output: what it writes.
+        sizes: its numbers and flags, by name.
+        dtype: the compute dtype.
+        workspace_bytes: memory that it may use as it likes while it runs.
+        kernels: that it starts, one after the other.
+    """
+
+    launcher: str
+    inputs: Mapping[str, Tensor | Slot]
+    output: Slot
+    sizes: Mapping[str, float]
+    dtype: torch.dtype
+    workspace_bytes: int = 0
+    kernels: int = 1
+
+
+class Library(Protocol):
+    """The launchers of one backend."""
+
+    def launch(
+        self,
+        launcher: str,
+        inputs: Mapping[str, Tensor],
+        output: Tensor,
+        sizes: Mapping[str, float],
+        bfloat16: bool,
+        workspace: Tensor | None = None,
+    ) -> None:
+        """Calls a launcher.
+
+        Args:
+            launcher: its name.
+            inputs: every tensor that it reads, by its name for it.
+            output: the tensor that it writes.
+            sizes: its numbers and flags, by name.
+            bfloat16: the compute dtype is bfloat16, else float16.
+            workspace: memory that it may use as it likes; None: it takes none.
+        """
+
+    def compile(self, plan: Plan) -> Runner:
+        """Makes a plan ready to run."""
+
+    def shared_bytes(self, stage: str, *sizes: int) -> int:
+        """Shared memory of a block in bytes."""
+
+    def shared_limit(self, device: torch.device) -> int:
+        """Shared memory that a block may have, in bytes."""
+
+    def multiprocessors(self, device: torch.device) -> int:
+        """Streaming multiprocessors of the device."""
+
+
+def library(backend: str) -> Library:
+    """The loaded library of ``"cuda"`` or ``"simt"``."""
+    loaded: Library = importlib.import_module(f"mobilevit_kernels.{backend}").library()
+    return loaded
+
+
+def execute(backend: str, launches: Sequence[Launch], tensors: Mapping[Slot, Tensor]) -> Tensor:
+    """Calls the launchers in turn, with a fresh tensor for whatever they write.
+
+    Args:
+        backend: "cuda" or "simt".
+        launches: not empty.
+        tensors: of the slots that no launch writes.
+
+    Returns:
+        What the last launch wrote.
+    """
+    loaded = library(backend)
+    known = dict(tensors)
+    for launch in launches:
+        inputs = {name: known[value] if isinstance(value, Slot) else value for name, value in launch.inputs.items()}
+        device = next(iter(inputs.values())).device
+        output = known[launch.output] = launch.output.allocate(device)
+        workspace = None
+        if launch.workspace_bytes:
+            workspace = torch.empty(launch.workspace_bytes, dtype=torch.uint8, device=device)
+        bfloat16 = launch.dtype == torch.bfloat16
+        loaded.launch(launch.launcher, inputs, output, launch.sizes, bfloat16, workspace)
+    return output

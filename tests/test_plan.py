@@ -1,0 +1,231 @@
+"""Plans: where activations lie, what is launched, and the same results as stage by stage."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import pickle
+
+import pytest
+import torch
+from conftest import backend_params, skip_unless_available
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import mobilevit_kernels as mvk
+import python_ref
+from mobilevit_kernels import plan as plans
+from mobilevit_kernels.native.launches import Launch, Slot, map_slot
+from mobilevit_kernels.plan import ALIGNMENT, Lifetime, Plan, place
+
+on_kernels = pytest.mark.parametrize(("backend", "device"), backend_params("simt", "cuda"))
+
+
+# --- where activations lie -------------------------------------------------------------------------------------------
+
+
+def overlaps(a: Lifetime, b: Lifetime) -> bool:
+    return a.first <= b.last and b.first <= a.last
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 5000), st.integers(0, 12), st.integers(0, 6)).map(
+            lambda t: Lifetime(t[0], t[1], t[1] + t[2])
+        ),
+        max_size=24,
+    )
+)
+def test_pieces_that_are_alive_together_do_not_overlap(pieces: list[Lifetime]) -> None:
+    begins, total = place(pieces)
+    for i, a in enumerate(pieces):
+        assert begins[i] % ALIGNMENT == 0
+        assert begins[i] + a.bytes <= total
+        for j in range(i):
+            b = pieces[j]
+            if overlaps(a, b) and a.bytes and b.bytes:
+                assert begins[i] + a.bytes <= begins[j] or begins[j] + b.bytes <= begins[i]
+    # Never less than what is alive at once; more than all of it would be no reuse at all.
+    alive = [sum(p.bytes for p in pieces if p.first <= i <= p.last) for i in range(19)]
+    rounded = sum(-(-p.bytes // ALIGNMENT) * ALIGNMENT for p in pieces)
+    assert max(alive, default=0) <= total <= rounded
+
+
+def chain(*channels: int) -> tuple[Slot, list[Launch]]:
+    """Launches one behind the other on 4×4 maps."""
+    source = slot = map_slot(1, channels[0], 4, 4, torch.float16)
+    launches = []
+    for count in channels[1:]:
+        output = map_slot(1, count, 4, 4, torch.float16)
+        launches.append(Launch("step", {"x": slot}, output, {}, torch.float16))
+        slot = output
+    return source, launches
+
+
+def test_a_chain_takes_turns() -> None:
+    source, launches = chain(8, 64, 32, 64, 32, 8)
+    plan = Plan.of(source, launches, [launches[-1].output])
+    assert plan.workspace_bytes == (64 + 32) * 16 * 2  # two neighbours; input and output have memory of their own
+    assert launches[-1].output not in plan.offsets
+    assert plan.kernels == 5
+
+
+def test_a_tap_keeps_its_own_memory() -> None:
+    source, launches = chain(8, 64, 32, 64)
+    plan = Plan.of(source, launches, [launches[0].output, launches[-1].output])
+    assert set(plan.offsets) == {launches[1].output}
+
+
+def test_what_nothing_writes_is_refused() -> None:
+    source, launches = chain(8, 16, 24)
+    with pytest.raises(ValueError, match="step reads x, which no launch before it writes"):
+        Plan.of(source, launches[1:], [launches[-1].output])
+    with pytest.raises(ValueError, match="outputs: expected slots that the launches write"):
+        Plan.of(source, launches, [source])
+
+
+# --- whole networks --------------------------------------------------------------------------------------------------
+
+
+def network(size: str, backend: str, device: str, num_classes: int = 10, **options: object) -> mvk.MobileViT:
+    torch.manual_seed(0)
+    stock = python_ref.MobileViT(size, num_classes=num_classes)
+    python_ref.randomize_weights(stock, seed=0)
+    return mvk.optimize(stock.eval().to(device), dtype=torch.float16, backend=backend, **options)
+
+
+def plan_of(fast: mvk.MobileViT, x: torch.Tensor, **options: object) -> Plan:
+    found = fast.engine.plan(fast, x, **({"pool": True, "taps": ()} | options))
+    assert found is not None
+    return found
+
+
+@on_kernels
+@pytest.mark.parametrize("size", ["xxs", "xs", "s"])
+def test_launches_of_a_forward(size: str, backend: str, device: str) -> None:
+    skip_unless_available(backend)
+    fast = network(size, backend, device)
+    single = plan_of(fast, torch.empty(1, 3, 256, 256, device=device))
+    many = plan_of(fast, torch.empty(256, 3, 256, 256, device=device))
+    assert single.kernels <= 25
+    assert many.kernels <= 25
+    # The workspace is what is alive at once: an input and an output of a stage, and no sum over the network.
+    outputs = [launch.output.bytes for launch in many.launches]
+    largest = max(a + b for a, b in itertools.pairwise(outputs))
+    assert largest <= many.workspace_bytes <= 1.1 * largest
+    odd = plan_of(fast, torch.empty(1, 3, 224, 224, device=device))
+    assert [launch.launcher for launch in odd.launches].count("resize") == 2  # 7×7 maps; 28×28 and 14×14 are whole
+
+
+def poisoned(runner: plans.Runner) -> plans.Runner:
+    """The runner on a workspace and outputs full of NaN."""
+
+    def run(x, workspace, outputs) -> None:
+        workspace.fill_(0xFF)
+        for output in outputs.values():
+            output.fill_(float("nan"))
+        runner(x, workspace, outputs)
+
+    return run
+
+
+@on_kernels
+@pytest.mark.parametrize(
+    ("batch", "size", "options"),
+    [
+        (2, (32, 32), {}),
+        (1, (33, 40), {"taps": (0, 2, 3, 5)}),  # odd maps go through the resize
+        (1, (32, 32), {"pool": False, "taps": (5,)}),
+    ],
+    ids=str,
+)
+def test_a_plan_gives_the_same_bits_as_stage_by_stage(
+    batch: int, size: tuple[int, int], options: dict, backend: str, device: str
+) -> None:
+    skip_unless_available(backend)
+    fast = network("xxs", backend, device, num_classes=7)  # an odd number of classes is padded inside
+    options = {"pool": True, "taps": ()} | options
+    x = torch.rand(batch, 3, *size, device=device)
+    expected = fast.run(x, **options)
+    plan_of(fast, x, **options)
+    for planned in fast.engine._plans.values():
+        planned.run = poisoned(planned.run)
+    for _ in range(2):
+        outputs = fast.engine.call(fast, x, **options)
+        assert len(outputs) == len(expected)
+        for output, stage_by_stage in zip(outputs, expected, strict=True):
+            assert output.isfinite().all()
+            assert torch.equal(output, stage_by_stage)
+            assert output.stride() == stage_by_stage.stride()
+    assert fast(x).shape == (batch, 7)
+
+
+@on_kernels
+def test_layouts_and_image_types_have_plans_of_their_own(backend: str, device: str) -> None:
+    skip_unless_available(backend)
+    fast = network("xxs", backend, device, normalize=((0.1, 0.2, 0.3), (0.5, 0.6, 0.7)))
+    images = torch.randint(0, 256, (1, 32, 32, 3), dtype=torch.uint8, device=device)
+    floats = images.permute(0, 3, 1, 2).float() / 255
+    expected = fast(images).float()
+    layouts = [floats.contiguous(), floats, floats[:, :, :, :].half(), floats.double()]
+    strided = torch.empty(1, 3, 32, 40, device=device)
+    strided[..., :32] = floats
+    for x in (*layouts, strided[..., :32]):
+        result = fast(x)
+        assert result.dtype == x.dtype
+        assert torch.allclose(result.float(), expected, rtol=2e-2, atol=2e-2 * float(expected.abs().max()))
+    assert 4 <= len(fast.engine._plans) <= 5
+
+
+@on_kernels
+def test_new_weights_make_new_plans(backend: str, device: str) -> None:
+    skip_unless_available(backend)
+    fast = network("xxs", backend, device)
+    x = torch.rand(1, 3, 32, 32, device=device)
+    before = fast(x)
+    assert fast.engine.notes()
+    with torch.no_grad():
+        fast.head.get_buffer("fc_bias").add_(1.0)
+    fast.head.repack()
+    assert torch.allclose(fast(x), before + 1, atol=2e-2)
+    fast.load_state_dict(network("xxs", backend, device).state_dict())
+    assert torch.equal(fast(x), before)
+    for twin in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
+        assert not twin.engine.notes()
+        assert torch.equal(twin(x), before)
+        assert all(a is not b for a, b in zip(twin.stages(), fast.stages(), strict=True))
+        assert twin.stages()[0] is twin.stem
+
+
+def test_workspaces_are_one_a_stream_and_grow_only() -> None:
+    from mobilevit_kernels.engine import MAX_STREAMS, Workspaces
+
+    workspaces = Workspaces()
+    cpu = torch.device("cpu")
+    first = workspaces.get(cpu, 1, 100)
+    assert workspaces.get(cpu, 1, 50) is first
+    assert workspaces.get(cpu, 2, 50) is not first
+    assert workspaces.get(cpu, 1, 101).numel() == 101
+    assert workspaces.bytes == 151
+    for stream in range(3, 3 + MAX_STREAMS):
+        workspaces.get(cpu, stream, 10)
+    assert len(workspaces) == MAX_STREAMS
+    assert workspaces.bytes == 10 * MAX_STREAMS
+
+
+def test_other_backends_run_stage_by_stage() -> None:
+    fast = network("xxs", "torch", "cpu")
+    x = torch.rand(1, 3, 32, 32)
+    assert fast.engine.plan(fast, x, pool=True, taps=()) is None
+    assert torch.equal(fast.engine.call(fast, x, pool=True, taps=())[0], fast.run(x)[0])
+
+
+@on_kernels
+def test_the_report_tells_the_plan_and_its_memory(backend: str, device: str) -> None:
+    skip_unless_available(backend)
+    fast = network("xxs", backend, device)
+    fast(torch.rand(1, 3, 32, 32, device=device))
+    notes = mvk.report(fast).notes
+    assert any(note.startswith("plan for (1, 3, 32, 32): ") and "kernels" in note for note in notes), notes
+    assert any(note.startswith("workspaces: ") for note in notes), notes
