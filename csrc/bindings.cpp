@@ -99,16 +99,30 @@ void add_to_plan(mvk::Plan& plan, const std::string& launcher, const py::dict& v
   if (!found) throw py::value_error("launcher: there is none called '" + launcher + "'");
 }
 
-void run_plan(const mvk::Plan& plan, int device, std::uintptr_t stream, const std::vector<std::uintptr_t>& addresses,
-              bool overlap) {
+mvk::Bases bases_for(const mvk::Plan& plan, const std::vector<std::uintptr_t>& addresses) {
   mvk::Bases bases{{0}};
   bases.address.insert(bases.address.end(), addresses.begin(), addresses.end());
   if (static_cast<int>(bases.address.size()) < plan.bases()) {
     throw py::value_error("addresses: expected " + std::to_string(plan.bases() - 1) + ", got " +
                           std::to_string(addresses.size()));
   }
+  return bases;
+}
+
+void run_plan(const mvk::Plan& plan, int device, std::uintptr_t stream, const std::vector<std::uintptr_t>& addresses,
+              bool overlap) {
+  const mvk::Bases bases = bases_for(plan, addresses);
   const DeviceGuard guard(device);
   raise_unless_ok(plan.run(bases, stream_at(stream), overlap));
+}
+
+// What a run would give to the launcher of a step, by name.
+py::dict values_of(const mvk::Plan& plan, int index, const std::vector<std::uintptr_t>& addresses) {
+  py::dict values;
+  for (const mvk::Plan::Value& value : plan.values(index, bases_for(plan, addresses))) {
+    values[value.name] = value.is_pointer ? py::object(py::int_(value.address)) : py::object(py::float_(value.number));
+  }
+  return values;
 }
 
 template <class Arguments>
@@ -139,6 +153,7 @@ PYBIND11_MODULE(_C, module) {
       .def(py::init<>())
       .def("add", &add_to_plan, py::arg("launcher"), py::arg("values"))
       .def("run", &run_plan, py::arg("device"), py::arg("stream"), py::arg("addresses"), py::arg("overlap"))
+      .def("values", &values_of, py::arg("index"), py::arg("addresses"))
       .def("__len__", &mvk::Plan::size);
 
   module.def("golden", [](int device, std::uintptr_t stream, const std::string& name, std::uintptr_t in,

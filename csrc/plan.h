@@ -6,10 +6,11 @@
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
-#include "launchers.h"
+#include "launcher_fields.h"
 
 namespace mvk {
 
@@ -30,6 +31,14 @@ class Plan {
     std::uintptr_t offset;
   };
 
+  // A field's value in a run; what is no pointer is a number.
+  struct Value {
+    const char* name;
+    bool is_pointer;
+    std::uintptr_t address;
+    double number;
+  };
+
   template <class Arguments>
   void add(Status (*launcher)(const Arguments&, Stream), const Arguments& arguments, std::vector<Pointer> pointers) {
     for (const Pointer& pointer : pointers) bases_ = pointer.base >= bases_ ? pointer.base + 1 : bases_;
@@ -37,6 +46,10 @@ class Plan {
   }
 
   int size() const { return static_cast<int>(steps_.size()); }
+  // What run() would give to the launcher of step `index`.
+  std::vector<Value> values(int index, const Bases& bases) const {
+    return steps_.at(static_cast<std::size_t>(index))->values(bases);
+  }
   // Addresses that a run needs, kAddress included.
   int bases() const { return bases_; }
 
@@ -54,6 +67,7 @@ class Plan {
   struct Step {
     virtual ~Step() = default;
     virtual Status run(const Bases& bases, Stream stream) const = 0;
+    virtual std::vector<Value> values(const Bases& bases) const = 0;
   };
 
   template <class Arguments>
@@ -65,13 +79,29 @@ class Plan {
     TypedStep(Status (*of_launcher)(const Arguments&, Stream), const Arguments& with, std::vector<Pointer> which)
         : launcher(of_launcher), arguments(with), pointers(std::move(which)) {}
 
-    Status run(const Bases& bases, Stream stream) const override {
-      Arguments filled = arguments;  // a copy: runs on other streams and threads share the plan
+    Status run(const Bases& bases, Stream stream) const override { return launcher(filled(bases), stream); }
+
+    std::vector<Value> values(const Bases& bases) const override {
+      std::vector<Value> all;
+      Arguments with = filled(bases);
+      visit_fields(with, [&](const char* name, auto field) {
+        if constexpr (std::is_pointer_v<decltype(field)>) {
+          all.push_back({name, true, reinterpret_cast<std::uintptr_t>(field), 0.0});
+        } else {
+          all.push_back({name, false, 0, static_cast<double>(field)});
+        }
+      });
+      return all;
+    }
+
+    // A copy: runs on other streams and threads share the plan.
+    Arguments filled(const Bases& bases) const {
+      Arguments filled = arguments;
       for (const Pointer& pointer : pointers) {
         const std::uintptr_t address = bases.address[static_cast<std::size_t>(pointer.base)] + pointer.offset;
         std::memcpy(reinterpret_cast<char*>(&filled) + pointer.field, &address, sizeof(address));
       }
-      return launcher(filled, stream);
+      return filled;
     }
   };
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import mobilevit_kernels as mvk
 import python_ref
+from mobilevit_kernels import cuda
 from mobilevit_kernels import plan as plans
 from mobilevit_kernels.native.launches import Launch, Slot, map_slot
 from mobilevit_kernels.plan import ALIGNMENT, Lifetime, Plan, place
@@ -196,6 +197,75 @@ def test_new_weights_make_new_plans(backend: str, device: str) -> None:
         assert torch.equal(twin(x), before)
         assert all(a is not b for a, b in zip(twin.stages(), fast.stages(), strict=True))
         assert twin.stages()[0] is twin.stem
+
+
+# --- the plan inside the extension, without a GPU --------------------------------------------------------------------
+
+
+class Recorder:
+    """A library that writes down what it is told to launch."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, dict[str, float]]] = []
+
+    def launch(self, launcher, inputs, output, sizes, bfloat16, workspace=None) -> None:
+        pointers = {name: tensor.data_ptr() for name, tensor in inputs.items()} | {"y": output.data_ptr()}
+        if workspace is not None:
+            pointers["workspace"] = workspace.data_ptr()
+        self.calls.append((launcher, {**sizes, **pointers, "bfloat16": bfloat16}))
+
+
+@pytest.fixture
+def extension():
+    return pytest.importorskip("mobilevit_kernels._C", reason="the extension is not built here: no nvcc")
+
+
+@pytest.mark.parametrize(("size", "taps"), [(256, ()), (224, (0, 2, 5))], ids=str)
+def test_the_compiled_plan_launches_the_same(size: int, taps: tuple[int, ...], extension) -> None:
+    skip_unless_available("simt")
+    fast = network("s", "simt", "cpu")
+    x = torch.empty(1, 3, size, size)
+    plan = plan_of(fast, x, taps=taps)
+    outputs = {slot: slot.allocate(x.device) for slot in plan.outputs}
+    workspace = torch.empty(plan.workspace_bytes, dtype=torch.uint8)
+    recorder = Recorder()
+    plans.run_one_by_one(recorder, plan, x, workspace, outputs)
+
+    compiled = cuda._CompiledPlan(extension, plan)._plan
+    addresses = [workspace.data_ptr(), x.data_ptr(), *(output.data_ptr() for output in outputs.values())]
+    assert len(compiled) == len(recorder.calls)
+    for i, (launcher, arguments) in enumerate(recorder.calls):
+        values = compiled.values(i, addresses)
+        expected = {name: 0 for name in values if name in ("x2", "workspace")} | arguments
+        assert values.keys() == expected.keys(), launcher
+        for name, value in values.items():
+            if isinstance(value, int):  # an address
+                assert value == expected[name], (launcher, name)
+            else:  # floats pass through a float32
+                assert value == pytest.approx(float(expected[name]), rel=1e-6), (launcher, name)
+
+
+def test_the_extension_names_what_is_wrong(extension) -> None:
+    plan = extension.Plan()
+    resize = dict.fromkeys(("batch", "height", "width", "out_height", "out_width"), 1)
+    resize |= {"channels": 8, "silu": True, "bfloat16": False, "x": (2, 0), "y": (3, 0)}
+    plan.add("resize", resize)
+    for launcher, values, error, message in (
+        ("rezise", resize, ValueError, "launcher: there is none called 'rezise'"),
+        ("resize", {**resize, "stride": 1}, TypeError, "resize: an argument that it does not have, among .*'stride'"),
+        ("resize", {k: v for k, v in resize.items() if k != "y"}, TypeError, "resize: missing argument 'y'"),
+        ("resize", {**resize, "batch": "one"}, TypeError, "resize: batch: cannot take 'one'"),
+    ):
+        with pytest.raises(error, match=message):
+            plan.add(launcher, values)
+    assert len(plan) == 1
+    with pytest.raises(ValueError, match="addresses: expected 3, got 1"):
+        plan.run(device=0, stream=0, addresses=[16], overlap=True)
+    with pytest.raises(TypeError, match="resize: missing argument 'x'"):
+        extension.resize(device=0, stream=0, batch=1)
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
 
 
 def test_workspaces_are_one_a_stream_and_grow_only() -> None:
