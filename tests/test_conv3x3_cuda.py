@@ -40,8 +40,8 @@ def launch(case: StageCase, tile: int, backend: str = "simt", device: str = "cpu
 
     packed = mvk.pack(weights, dtype, device, backend)
     x2 = move(options["x2"]) if "x2" in options else None
-    silu = options.get("activation", "silu") == "silu"
-    return conv3x3.launch(move(x), x2, packed, options.get("dilation", 1), silu, tile)
+    options = {"dilation": 1, "activation": "silu"} | options | {"x2": x2}
+    return conv3x3.run(move(x), packed, **options, tile=tile)
 
 
 def judge(case: StageCase, y: torch.Tensor, backend: str, dtype: torch.dtype) -> None:

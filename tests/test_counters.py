@@ -167,6 +167,7 @@ def test_the_committed_table_has_no_local_memory_traffic_in_loops() -> None:
             "inverted_residual": 32,  # 2 dtypes × 2 strides × 4 widths × 2 tiles
             "inverted_residual_rows": 24,  # 2 dtypes × 12 shapes
             "transformer": 36,  # 2 dtypes × 18 instances
+            "resize": 2,  # 2 dtypes
             "unfold_attention_fold": 14,  # 2 dtypes × 7 head widths
             "conv3x3": 14,  # 2 dtypes × (3 tiles + 4 widths of the large one)
             "head_classifier": 4,  # 2 dtypes × 2 sizes

@@ -18,6 +18,7 @@ CASES = [
     StageCase("inverted_residual", (16, 32, 24), (1, 16, 9, 8), {"dilation": 3}),
     StageCase("transformer", (24, 80, 40, 1, 24), (2, 24, 6, 10), {"num_heads": 4}),
     StageCase("transformer", (16, 64, 48, 2, 24), (1, 16, 9, 11), {"num_heads": 4, "patch_size": (1, 1)}),  # split
+    StageCase("transformer", (16, 64, 48, 1, 8), (2, 16, 7, 9), {"num_heads": 4}),  # resized
     StageCase("transformer", (16, 144, 48, 1, 8), (1, 16, 8, 10), {"num_heads": 4, "patch_size": (2, 1)}),
     StageCase("unfold_attention_fold", (), (2, 3 * 80, 18, 8), {"num_heads": 4, "patch_size": (2, 1)}),
     StageCase("conv3x3", (40, 24), (2, 24, 9, 11), {"x2_channels": 16}),
