@@ -24,7 +24,11 @@ def find_images(folder: Path) -> list[Path]:
 
 
 def read_image(
-    source: str | os.PathLike[str] | BinaryIO, *, size: int = IMAGE_SIZE, short_side: int = SHORT_SIDE
+    source: str | os.PathLike[str] | BinaryIO,
+    *,
+    size: int = IMAGE_SIZE,
+    short_side: int = SHORT_SIDE,
+    max_pixels: int | None = None,
 ) -> Tensor:
     """An image as the networks take it: the shorter side to ``short_side``, then the central ``size`` × ``size``.
 
@@ -32,6 +36,7 @@ def read_image(
         source: a path, or an open binary file.
         size: pixels of a side of the result.
         short_side: pixels of the shorter side before the crop, at least ``size``.
+        max_pixels: refuse a larger image before it is decoded; None: Pillow's own limit alone.
 
     Returns:
         uint8 (size, size, 3), RGB.
@@ -47,6 +52,8 @@ def read_image(
     name = os.fspath(source) if isinstance(source, str | os.PathLike) else "image"
     try:
         with Image.open(source) as file:
+            if max_pixels is not None and file.width * file.height > max_pixels:
+                raise ValueError(f"expected at most {max_pixels} pixels, got {file.width} × {file.height}")
             image = ImageOps.exif_transpose(file).convert("RGB")
     except FileNotFoundError:
         raise ValueError(f"{name}: no such file") from None
