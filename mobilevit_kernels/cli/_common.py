@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 import torch
-from torch import Tensor
 
 from mobilevit_kernels.config import CONFIGS
+from mobilevit_kernels.images import read_image
 from mobilevit_kernels.registry import BACKENDS
 
 __all__ = [
@@ -37,9 +36,6 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float32": torch.float32,
 }
-
-IMAGE_SIZE = 256
-RESIZED_SHORT_SIDE = 284  # 256 / 0.9: the crop that the published accuracies were measured with
 
 
 def json_option(function: F) -> F:
@@ -132,29 +128,3 @@ def track(items: Iterable[T], description: str, total: int | None = None) -> Ite
     return rich_track(
         items, description=description, total=total, console=stderr, transient=True, disable=not stderr.is_terminal
     )
-
-
-def read_image(path: str | Path) -> Tensor:
-    """An image file as the networks take it: shorter side to 284, centre crop 256.
-
-    Returns:
-        uint8 (256, 256, 3), RGB.
-
-    Raises:
-        ValueError: the file cannot be read as an image, by name.
-    """
-    import numpy as np
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file).convert("RGB")
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: cannot be read as an image ({error})") from error
-    scale = RESIZED_SHORT_SIDE / min(image.size)
-    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
-    left, top = (image.width - IMAGE_SIZE) // 2, (image.height - IMAGE_SIZE) // 2
-    image = image.crop((left, top, left + IMAGE_SIZE, top + IMAGE_SIZE))
-    return torch.from_numpy(np.array(image))

@@ -10,6 +10,7 @@ import torch
 
 from mobilevit_kernels import MobileViT, create_model, load
 from mobilevit_kernels.cli import _common
+from mobilevit_kernels.images import imagenet_names
 
 __all__ = ["classify"]
 
@@ -110,11 +111,4 @@ def class_names(labels: str | None, num_classes: int) -> list[str] | None:
         if len(names) != num_classes:
             raise ValueError(f"--labels: expected {num_classes} lines, one a class, {labels} has {len(names)}")
         return names
-    if num_classes != 1000:
-        return None
-    try:
-        from timm.data import ImageNetInfo
-    except ImportError:
-        return None
-    imagenet = ImageNetInfo()
-    return [imagenet.index_to_description(i) for i in range(num_classes)]
+    return imagenet_names() if num_classes == 1000 else None

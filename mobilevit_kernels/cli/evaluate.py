@@ -11,10 +11,9 @@ import torch
 from mobilevit_kernels import verify as contract
 from mobilevit_kernels.cli import _common
 from mobilevit_kernels.cli.classify import PLAIN, make_network
+from mobilevit_kernels.images import SUFFIXES, find_images
 
 __all__ = ["evaluate"]
-
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff", ".gif"}
 
 
 @click.command()
@@ -112,14 +111,9 @@ def find_samples(folder: Path, num_classes: int) -> list[tuple[Path, int]]:
                 + (f", among them {unknown[0]!r}" if unknown else "")
             )
         indices = {name: synsets[name] for name in names}
-    samples = [
-        (path, indices[name])
-        for name in names
-        for path in sorted((folder / name).rglob("*"))
-        if path.suffix.lower() in _SUFFIXES
-    ]
+    samples = [(path, indices[name]) for name in names for path in find_images(folder / name)]
     if not samples:
-        raise ValueError(f"FOLDER: expected images below {folder}, found none ({', '.join(sorted(_SUFFIXES))})")
+        raise ValueError(f"FOLDER: expected images below {folder}, found none ({', '.join(sorted(SUFFIXES))})")
     return samples
 
 
