@@ -10,7 +10,8 @@ from conftest import backend_params, blocks, skip_unless_available
 
 import mobilevit_kernels as mvk
 from mobilevit_kernels import native, simt, verify
-from mobilevit_kernels.native import launches, transformer
+from mobilevit_kernels.native import transformer
+from mobilevit_kernels.native.launches import Slot
 from mobilevit_kernels.native.transformer_plan import INSTANCES, Instance, instances_for, lay_out, plan
 from mobilevit_kernels.simt import SimulatorFault
 from mobilevit_kernels.verify import StageCase
@@ -332,7 +333,7 @@ def test_nothing_is_written_outside_of_the_output(monkeypatch: pytest.MonkeyPatc
     margin, size = 64, 2 * 24 * 36
     around = torch.full((size + 2 * margin,), float("nan"), dtype=torch.float16)
     output = around[margin : margin + size].reshape(2, 6, 6, 24).permute(0, 3, 1, 2)
-    monkeypatch.setattr(launches.Slot, "allocate", lambda *_: output)
+    monkeypatch.setattr(Slot, "allocate", lambda *_: output)
     mvk.ops.transformer(x.half(), mvk.pack(weights, torch.float16, backend="simt"), **options)
     assert output.isfinite().all()
     assert around[:margin].isnan().all()

@@ -26,6 +26,7 @@ from mobilevit_kernels.canonical import (
     named_tensors,
 )
 from mobilevit_kernels.packed import Packed
+from mobilevit_kernels.rounding import round_weights
 
 __all__ = ["STAGE_OF", "empty_nhwc", "nhwc", "pack", "prepare", "register", "stage_module"]
 
@@ -93,7 +94,7 @@ def pack(
     choice = registry.choose(backend, stage, weights, dtype, device)
     with torch.no_grad():
         options = {"num_heads": num_heads} if stage == "transformer" and choice.backend in ("cuda", "simt") else {}
-        tensors = stage_module(choice.backend, stage).pack(weights, dtype, device, **options)
+        tensors = stage_module(choice.backend, stage).pack(round_weights(weights, dtype), dtype, device, **options)
     eps = weights.eps if isinstance(weights, TransformerWeights) else 1e-5
     return Packed(stage, choice.backend, dtype, device, tuple(tensors), sizes_of(weights), eps)
 

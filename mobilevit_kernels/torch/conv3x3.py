@@ -8,14 +8,14 @@ from torch import Tensor
 
 from mobilevit_kernels.canonical import Conv3x3Weights
 from mobilevit_kernels.packed import Packed
+from mobilevit_kernels.torch._convolution import conv2d, pack_conv
 
 __all__ = ["pack", "run", "variant"]
 
 
 def pack(weights: Conv3x3Weights, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
     """Weight (C_out, C_in, 3, 3), NHWC in memory, and bias."""
-    weight = weights.weight.to(device, dtype, memory_format=torch.channels_last)
-    return weight, weights.bias.to(device, dtype)
+    return pack_conv(weights.weight, weights.bias, dtype, device)
 
 
 def run(x: Tensor, packed: Packed, *, x2: Tensor | None, dilation: int, activation: str) -> Tensor:
@@ -23,7 +23,7 @@ def run(x: Tensor, packed: Packed, *, x2: Tensor | None, dilation: int, activati
     weight, bias = packed.tensors
     if x2 is not None:
         x = torch.cat([x, x2], dim=1)
-    y = F.conv2d(x, weight, bias, padding=dilation, dilation=dilation)
+    y = conv2d(x, weight, bias, padding=dilation, dilation=dilation)
     return F.silu(y, inplace=True) if activation == "silu" else y
 
 

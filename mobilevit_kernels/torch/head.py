@@ -6,24 +6,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mobilevit_kernels.canonical import HeadWeights, named_tensors
+from mobilevit_kernels.canonical import HeadWeights
 from mobilevit_kernels.packed import Packed
+from mobilevit_kernels.torch._convolution import conv2d, pack_conv
 
 __all__ = ["pack", "run", "variant"]
 
 
 def pack(weights: HeadWeights, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
-    """The canonical tensors in declaration order, the convolution's NHWC in memory."""
-    return tuple(
-        tensor.to(device, dtype, memory_format=torch.channels_last if tensor.dim() == 4 else torch.preserve_format)
-        for _, tensor in named_tensors(weights)
-    )
+    """Weight and bias of the convolution, NHWC in memory, then of the classifier where there is one."""
+    convolution = pack_conv(weights.conv_weight, weights.conv_bias, dtype, device)
+    if weights.fc_weight is None or weights.fc_bias is None:
+        return convolution
+    return (*convolution, weights.fc_weight.to(device, dtype), weights.fc_bias.to(device, dtype))
 
 
 def run(x: Tensor, packed: Packed, *, pool: bool) -> Tensor:
     """Convolution, SiLU, mean, linear; see :func:`mobilevit_kernels.ops.head`."""
     conv_weight, conv_bias, *classifier = packed.tensors
-    y = F.silu(F.conv2d(x, conv_weight, conv_bias), inplace=True)
+    y = F.silu(conv2d(x, conv_weight, conv_bias), inplace=True)
     if not pool:
         return y
     pooled = y.mean((2, 3))

@@ -8,14 +8,14 @@ from torch import Tensor
 
 from mobilevit_kernels.canonical import StemWeights
 from mobilevit_kernels.packed import Packed
+from mobilevit_kernels.torch._convolution import conv2d, pack_conv
 
 __all__ = ["pack", "run", "variant"]
 
 
 def pack(weights: StemWeights, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
     """Weight (C_out, C_in, 3, 3), NHWC in memory, and bias."""
-    weight = weights.weight.to(device, dtype, memory_format=torch.channels_last)
-    return weight, weights.bias.to(device, dtype)
+    return pack_conv(weights.weight, weights.bias, dtype, device)
 
 
 def run(x: Tensor, packed: Packed, *, mean: list[float], std: list[float]) -> Tensor:
@@ -28,7 +28,7 @@ def run(x: Tensor, packed: Packed, *, mean: list[float], std: list[float]) -> Te
         x = x if x.dtype == torch.float64 else x.float()
         x = (x - x.new_tensor(mean).reshape(-1, 1, 1)) / x.new_tensor(std).reshape(-1, 1, 1)
     x = x.to(packed.dtype, memory_format=torch.channels_last)
-    return F.silu(F.conv2d(x, weight, bias, stride=2, padding=1), inplace=True)
+    return F.silu(conv2d(x, weight, bias, stride=2, padding=1), inplace=True)
 
 
 def variant(packed: Packed) -> str:

@@ -1,0 +1,53 @@
+"""Rounding whose errors cancel along a row."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mobilevit_kernels import rounding, verify
+
+dtypes = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+
+
+@dtypes
+@pytest.mark.parametrize("shape", [(16, 64), (32, 24, 3, 3), (8, 1, 3, 3), (5, 3), (4, 1), (0, 8)], ids=str)
+def test_errors_of_a_row_cancel(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    rounded = rounding.round_rows(weight, dtype)
+    assert rounded.shape == weight.shape
+    assert rounded.dtype == torch.float32
+    assert torch.equal(rounded, rounded.to(dtype).float())  # of the dtype: packing has nothing left to round
+    nearest = weight.to(dtype)
+    error, plain = ((r.double() - weight).flatten(1) for r in (rounded, nearest))
+    # One of the two neighbours: the errors of both add up to their distance.
+    spacing = 2.0 ** weight.abs().log2().floor().double() * torch.finfo(dtype).eps
+    assert (error.abs() < spacing.flatten(1)).all()
+    assert (error.sum(1).abs() <= plain.sum(1).abs()).all()
+    if len(weight) and error.shape[1] >= 64:
+        assert error.sum(1).abs().mean() <= 0.2 * plain.sum(1).abs().mean()
+        assert error.norm() <= 1.1 * plain.norm()  # paid for with little
+
+
+@dtypes
+def test_exact_and_non_finite_rows_stay(dtype: torch.dtype) -> None:
+    exact = torch.tensor([[0.5, -1.0, 0.0, 3.0], [1.5, 2.0, -0.25, 0.0]])
+    assert torch.equal(rounding.round_rows(exact, dtype), exact)
+    for bad in (float("nan"), float("inf"), 3.5e38):
+        row = torch.tensor([[0.1, 0.2, bad, 0.3], [0.1, 0.2, 0.7, 0.3]])
+        rounded = rounding.round_rows(row, dtype)
+        assert torch.equal(rounded[0].nan_to_num(7), row[0].to(dtype).float().nan_to_num(7))
+        assert torch.equal(rounded[1], rounding.round_rows(row[1:], dtype)[0])
+
+
+def test_only_convolutions_are_rounded_and_only_to_16_bits() -> None:
+    generator = torch.Generator().manual_seed(0)
+    conv = verify.random_weights("inverted_residual", (16, 32, 24), generator)
+    transformer = verify.random_weights("transformer", (16, 32, 64, 1, 16), generator)
+    assert rounding.round_weights(conv, torch.float32) is conv
+    assert rounding.round_weights(transformer, torch.bfloat16) is transformer
+    rounded = rounding.round_weights(conv, torch.bfloat16)
+    assert rounded.expand_bias is conv.expand_bias
+    assert not torch.equal(rounded.expand_weight, conv.expand_weight)
+    head = verify.random_weights("head", (16, 32, 0), generator)
+    assert rounding.round_weights(head, torch.float16).fc_weight is None
