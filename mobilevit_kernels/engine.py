@@ -87,9 +87,9 @@ class _Captured:
 class Engine:
     """Runs a network's forwards. Safe with several threads, streams and devices at once.
 
-    Plans and graphs are kept by input shape, layout, dtype, device and options, the least recently used leave at
-    MAX_PLANS and MAX_GRAPHS, and all of them go when a stage's packed weights are no longer those they were made for.
-    A captured graph returns copies, never its own buffers.
+    Plans are kept by input shape, layout, dtype, device and options, graphs by the same but for the layout. The least
+    recently used leave at MAX_PLANS and MAX_GRAPHS, and all of them go when a stage's weights have been packed anew. A
+    captured graph returns copies, never its own buffers.
 
     Args:
         automatic: capture a graph for each shape when it is first seen.
@@ -97,7 +97,7 @@ class Engine:
 
     def __init__(self, automatic: bool = False) -> None:
         self.automatic = automatic
-        self._plans: OrderedDict[Key, _Planned | None] = OrderedDict()
+        self._plans: OrderedDict[Key, _Planned] = OrderedDict()
         self._graphs: OrderedDict[Key, _Captured] = OrderedDict()
         self._workspaces = Workspaces()
         self._packed: list[Packed] = []  # the weights behind plans and graphs
@@ -126,7 +126,6 @@ class Engine:
                 f"plan for {tuple(key[0])}: {planned.plan.kernels} kernels, workspace "
                 f"{planned.plan.workspace_bytes / 1e6:.1f} MB"
                 for key, planned in self._plans.items()
-                if planned is not None
             ]
             if len(self._workspaces):
                 notes.append(f"workspaces: {self._workspaces.bytes / 1e6:.1f} MB on {len(self._workspaces)} streams")
@@ -145,7 +144,7 @@ class Engine:
             return network.run(x, **options)
         self._check_weights(network)
         if self._graphs or self.automatic:
-            captured = self._graphs.get(self._key(x, options))
+            captured = self._captured(self._key(x, options))
             if captured is None and self.automatic and not self._is_capturing(x):
                 captured = self.capture(network, x, **options)
             if captured is not None:
@@ -181,10 +180,10 @@ class Engine:
 
     @staticmethod
     def _key(x: Tensor, options: dict[str, Any]) -> Key:
-        return (tuple(x.shape), x.stride(), x.dtype, x.device, *sorted(options.items()))
+        return (tuple(x.shape), x.dtype, x.device, *sorted(options.items()))
 
     def _planned(self, network: MobileViT, image: Tensor, options: dict[str, Any]) -> _Planned:
-        key = self._key(image, options)
+        key = (*self._key(image, options), image.stride())
         with self._lock:
             planned = self._plans.get(key)
             if planned is None:
@@ -222,6 +221,13 @@ class Engine:
     def _is_capturing(x: Tensor) -> bool:
         return x.is_cuda and torch.cuda.is_current_stream_capturing()
 
+    def _captured(self, key: Key) -> _Captured | None:
+        with self._lock:
+            captured = self._graphs.get(key)
+            if captured is not None:
+                self._graphs.move_to_end(key)
+        return captured
+
     def _replay(self, captured: _Captured, x: Tensor) -> list[Tensor]:
         with self._lock, torch.cuda.device(x.device):
             stream = torch.cuda.current_stream()
@@ -244,9 +250,8 @@ class Engine:
         self._check_weights(network)
         key = self._key(x, options)
         with self._lock, torch.cuda.device(x.device):
-            captured = self._graphs.get(key)
+            captured = self._captured(key)
             if captured is not None:  # by another thread in the meantime
-                self._graphs.move_to_end(key)
                 return captured
             static_input = x.clone()
             side = torch.cuda.Stream()
@@ -259,9 +264,9 @@ class Engine:
             # Other threads may go on with what would break a capture of the whole process.
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 static_outputs = self._run(network, static_input, options, keep=False)
-            planned = self._plans.get(self._key(network.prepare(static_input), options))
+            plan = self.plan(network, static_input, **options)
             buffers = {t.data_ptr(): t.numel() * t.element_size() for t in (static_input, *static_outputs)}
-            size = sum(buffers.values()) + (0 if planned is None else planned.plan.workspace_bytes)
+            size = sum(buffers.values()) + (0 if plan is None else plan.workspace_bytes)
             captured = _Captured(graph, static_input, static_outputs, torch.cuda.Event(), size)
             captured.done.record()
             self._graphs[key] = captured

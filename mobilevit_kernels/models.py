@@ -457,20 +457,43 @@ class MobileViT(nn.Module):
         Raises:
             RuntimeError: the model is not on a CUDA device.
         """
-        for name, value in (("batch_size", batch_size), ("height", height), ("width", width)):
-            _checks.check_positive(name, value)
-        if self.device.type != "cuda":
-            raise RuntimeError(f"capture: CUDA graphs need the model on a CUDA device, it is on {self.device}")
-        channels = self.stem.packed.sizes[0]
-        if dtype == torch.uint8:
-            x = torch.zeros((batch_size, height, width, channels), dtype=dtype, device=self.device)
-        else:
-            x = torch.zeros(
-                (batch_size, channels, height, width), dtype=dtype or self.compute_dtype, device=self.device
-            )
+        x = self._images("capture", batch_size, height, width, dtype)
         with torch.inference_mode():
             self.engine.capture(self, x, **self._default_outputs())
         return self
+
+    def graph_input(
+        self, batch_size: int, height: int = 256, width: int = 256, *, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """The tensor that a captured graph reads: write images into it and call the model with it, and none are copied.
+
+        The next call for this shape overwrites it; write only after the stream has passed the call before.
+
+        Args:
+            batch_size, height, width, dtype: as for :meth:`capture`.
+
+        Raises:
+            RuntimeError: the model is not on a CUDA device.
+            ValueError: no graph has been captured for this shape.
+        """
+        x = self._images("graph_input", batch_size, height, width, dtype)
+        found = self.engine.static_input(x, **self._default_outputs())
+        if found is None:
+            raise ValueError(
+                f"batch_size, height, width: expected a captured shape, got {batch_size}, {height}, {width} in "
+                f"{str(x.dtype).removeprefix('torch.')}; call capture first"
+            )
+        return found
+
+    def _images(self, caller: str, batch_size: int, height: int, width: int, dtype: torch.dtype | None) -> Tensor:
+        """Images of zeros for a graph."""
+        for name, value in (("batch_size", batch_size), ("height", height), ("width", width)):
+            _checks.check_positive(name, value)
+        if self.device.type != "cuda":
+            raise RuntimeError(f"{caller}: CUDA graphs need the model on a CUDA device, it is on {self.device}")
+        channels = self.stem.packed.sizes[0]
+        shape = (batch_size, height, width, channels) if dtype == torch.uint8 else (batch_size, channels, height, width)
+        return torch.zeros(shape, dtype=dtype or self.compute_dtype, device=self.device)
 
     def _default_outputs(self) -> dict[str, Any]:
         """What a plain forward asks of :meth:`run`."""

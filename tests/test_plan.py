@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -263,6 +264,90 @@ def test_the_extension_names_what_is_wrong(extension) -> None:
         plan.run(device=0, stream=0, addresses=[16], overlap=True)
     with pytest.raises(TypeError, match="resize: missing argument 'x'"):
         extension.resize(device=0, stream=0, batch=1)
+
+
+# --- on a GPU --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def on_gpu() -> mvk.MobileViT:
+    skip_unless_available("cuda")
+    return network("xxs", "cuda", "cuda")
+
+
+@pytest.mark.gpu
+def test_overlapping_launches_give_the_same_bits(on_gpu: mvk.MobileViT) -> None:
+    """A kernel that reads before the one ahead has written would show up here, if not every time."""
+    for batch, size in ((1, 256), (8, 224), (64, 256)):
+        x = torch.rand(batch, 3, size, size, device="cuda")
+        expected = on_gpu.run(x)[0]  # stage by stage, without overlap
+        for _ in range(50):
+            assert torch.equal(on_gpu.engine.call(on_gpu, x, pool=True, taps=())[0], expected)
+
+
+@pytest.mark.gpu
+def test_a_forward_allocates_nothing_but_its_output(on_gpu: mvk.MobileViT) -> None:
+    x = torch.rand(2, 3, 256, 256, device="cuda", dtype=torch.float16)
+    on_gpu(x)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_stats()["allocation.all.allocated"]
+    y = on_gpu(x)
+    assert torch.cuda.memory_stats()["allocation.all.allocated"] - before == 1
+    assert y.shape == (2, 10)
+
+
+@pytest.mark.gpu
+def test_a_graph_takes_its_input_in_place_or_copies_it(on_gpu: mvk.MobileViT) -> None:
+    x = torch.rand(2, 3, 64, 64, device="cuda", dtype=torch.float16)
+    expected = on_gpu(x)
+    on_gpu.capture(2, 64, 64)
+    assert torch.equal(on_gpu(x), expected)
+    assert torch.equal(on_gpu(x.contiguous(memory_format=torch.channels_last)), expected)
+    place = on_gpu.graph_input(2, 64, 64)
+    place.copy_(x.flip(0))
+    assert torch.equal(on_gpu(place), expected.flip(0))
+    assert torch.equal(on_gpu(x[:1]), expected[:1])  # not captured: it runs all the same
+    with pytest.raises(ValueError, match="expected a captured shape, got 3, 64, 64 in float16"):
+        on_gpu.graph_input(3, 64, 64)
+    assert any(note.startswith("CUDA graphs: 1, ") for note in mvk.report(on_gpu).notes)
+
+
+@pytest.mark.gpu
+def test_graphs_are_bounded_and_follow_the_weights() -> None:
+    from mobilevit_kernels.engine import MAX_GRAPHS
+
+    skip_unless_available("cuda")
+    fast = network("xxs", "cuda", "cuda", graph=True)
+    for batch in range(1, MAX_GRAPHS + 4):
+        fast(torch.rand(batch, 3, 32, 32, device="cuda"))
+    assert len(fast.engine._graphs) == MAX_GRAPHS
+    x = torch.rand(1, 3, 32, 32, device="cuda")
+    before = fast(x)
+    with torch.no_grad():
+        fast.head.get_buffer("fc_bias").add_(1.0)
+    fast.head.repack()
+    assert torch.allclose(fast(x), before + 1, atol=2e-2)
+    assert len(fast.engine._graphs) == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("graph", [False, True], ids=["plans", "graphs"])
+def test_threads_on_streams_of_their_own(graph: bool) -> None:
+    skip_unless_available("cuda")
+    fast = network("xxs", "cuda", "cuda", graph=graph)
+    inputs = [torch.rand(batch, 3, size, size, device="cuda") for batch, size in ((1, 64), (3, 96), (2, 72), (5, 64))]
+    expected = [fast.run(x)[0] for x in inputs]
+    torch.cuda.synchronize()
+
+    def work(number: int) -> None:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            for i in range(40):
+                which = (number + i) % len(inputs)
+                assert torch.equal(fast(inputs[which]).half(), expected[which])
+
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(work, number) for number in range(4)]:
+            done.result()
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------
