@@ -124,14 +124,14 @@ class Engine:
         with self._lock:
             notes = [
                 f"plan for {tuple(key[0])}: {planned.plan.kernels} kernels, workspace "
-                f"{planned.plan.workspace_bytes / 1e6:.1f} MB"
+                f"{planned.plan.workspace_bytes / 1e6:.3g} MB"
                 for key, planned in self._plans.items()
             ]
             if len(self._workspaces):
-                notes.append(f"workspaces: {self._workspaces.bytes / 1e6:.1f} MB on {len(self._workspaces)} streams")
+                notes.append(f"workspaces: {self._workspaces.bytes / 1e6:.3g} MB on {len(self._workspaces)} streams")
             if self._graphs:
                 size = sum(captured.bytes for captured in self._graphs.values())
-                notes.append(f"CUDA graphs: {len(self._graphs)}, {size / 1e6:.1f} MB")
+                notes.append(f"CUDA graphs: {len(self._graphs)}, {size / 1e6:.3g} MB")
         return notes
 
     def call(self, network: MobileViT, x: Tensor, **options: Any) -> list[Tensor]:
@@ -208,7 +208,7 @@ class Engine:
         tensors = {slot: slot.allocate(device) for slot in dict.fromkeys(plan.outputs)}
         size = max(plan.workspace_bytes, 1)
         if keep and not self._is_capturing(x):
-            stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+            stream = torch.cuda.current_stream(device).cuda_stream if self._on_gpu(x) else 0
             with self._lock:  # of two threads on one stream, one launches all of its kernels before the other
                 planned.run(image, self._workspaces.get(device, stream, size), tensors)
         else:
@@ -218,8 +218,11 @@ class Engine:
     # --- graphs ------------------------------------------------------------------------------------------------------
 
     @staticmethod
-    def _is_capturing(x: Tensor) -> bool:
-        return x.is_cuda and torch.cuda.is_current_stream_capturing()
+    def _on_gpu(x: Tensor) -> bool:
+        return x.is_cuda
+
+    def _is_capturing(self, x: Tensor) -> bool:
+        return self._on_gpu(x) and torch.cuda.is_current_stream_capturing()
 
     def _captured(self, key: Key) -> _Captured | None:
         with self._lock:
@@ -245,7 +248,7 @@ class Engine:
         Raises:
             RuntimeError: ``x`` is not on a CUDA device.
         """
-        if x.device.type != "cuda":
+        if not self._on_gpu(x):
             raise RuntimeError(f"graph: CUDA graphs need a CUDA device, the input is on {x.device}")
         self._check_weights(network)
         key = self._key(x, options)

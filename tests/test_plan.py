@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import pickle
@@ -16,7 +17,9 @@ from hypothesis import strategies as st
 import mobilevit_kernels as mvk
 import python_ref
 from mobilevit_kernels import cuda
+from mobilevit_kernels import engine as engines
 from mobilevit_kernels import plan as plans
+from mobilevit_kernels.engine import Engine
 from mobilevit_kernels.native.launches import Launch, Slot, map_slot
 from mobilevit_kernels.plan import ALIGNMENT, Lifetime, Plan, place
 
@@ -264,6 +267,114 @@ def test_the_extension_names_what_is_wrong(extension) -> None:
         plan.run(device=0, stream=0, addresses=[16], overlap=True)
     with pytest.raises(TypeError, match="resize: missing argument 'x'"):
         extension.resize(device=0, stream=0, batch=1)
+
+
+# --- graphs, on a stand-in for torch.cuda ----------------------------------------------------------------------------
+
+
+class FakeCuda:
+    """Streams, events and graphs on a CPU: a replay computes anew what was captured, into the same memory."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, engine: Engine) -> None:
+        self.capturing, self.waits, self.captures = False, 0, 0
+        self.captured: tuple = ()
+        run = engine._run
+
+        def recorded(network, x, options, keep):
+            outputs = run(network, x, options, keep)
+            if self.capturing:
+                assert not keep, "a graph must not use the stream's workspace"
+                self.captured = (network, x, options, outputs)
+            return outputs
+
+        class Graph:
+            def replay(graph) -> None:
+                network, x, options, outputs = graph.captured
+                for output, fresh in zip(outputs, run(network, x, options, keep=False), strict=True):
+                    output.copy_(fresh)
+
+        @contextlib.contextmanager
+        def capture(graph, capture_error_mode):
+            assert capture_error_mode == "thread_local"
+            self.capturing = True
+            yield
+            self.capturing = False
+            self.captures += 1
+            graph.captured = self.captured
+
+        class Event:
+            def record(event, stream=None) -> None:
+                assert not self.capturing
+
+            def synchronize(event) -> None:
+                self.waits += 1
+
+        class Stream:
+            cuda_stream = 7
+
+            def wait_stream(stream, other) -> None:
+                assert not self.capturing
+
+            wait_event = wait_stream
+
+        monkeypatch.setattr(engine, "_run", recorded)
+        monkeypatch.setattr(engine, "_on_gpu", lambda x: True)
+        for name, value in {
+            "CUDAGraph": Graph, "graph": capture, "Event": Event, "Stream": Stream,
+            "current_stream": lambda device=None: Stream(), "stream": lambda which: contextlib.nullcontext(),
+            "device": lambda which: contextlib.nullcontext(),
+            "is_current_stream_capturing": lambda: self.capturing,
+        }.items():  # fmt: skip
+            monkeypatch.setattr(torch.cuda, name, value)
+
+
+@pytest.mark.parametrize("backend", ["simt", "torch"])
+def test_graphs_return_copies_and_take_any_layout(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    skip_unless_available(backend)
+    fast = network("xxs", backend, "cpu")
+    options = {"pool": True, "taps": (5,)}
+    x, other = torch.rand(2, 1, 3, 32, 32).half().unbind()
+    expected, expected_other = fast.run(x, **options), fast.run(other, **options)
+    cuda = FakeCuda(monkeypatch, fast.engine)
+    captured = fast.engine.capture(fast, x, **options)
+    assert fast.engine.capture(fast, other, **options) is captured
+    first = fast.engine.call(fast, x, **options)
+    second = fast.engine.call(fast, other.contiguous(memory_format=torch.channels_last), **options)
+    for result, truth in zip((*first, *second), (*expected, *expected_other), strict=True):
+        assert torch.equal(result, truth)
+    own = {buffer.data_ptr() for buffer in captured.static_outputs}
+    assert not own & {result.data_ptr() for result in (*first, *second)}
+    place = fast.engine.static_input(x, **options)
+    assert place is captured.static_input
+    place.copy_(x)
+    assert torch.equal(fast.engine.call(fast, place, **options)[1], expected[1])
+    assert cuda.captures == 1
+    assert torch.equal(fast.engine.call(fast, x, pool=True, taps=())[0], expected[1])  # other options: no graph
+    assert fast.engine.static_input(x, pool=True, taps=()) is None
+    (note,) = [note for note in fast.engine.notes() if note.startswith("CUDA graphs: 1, ")]
+    assert float(note.split()[3]) > 0
+
+
+def test_automatic_graphs_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    fast = network("xxs", "torch", "cpu")
+    fast.engine.automatic = True
+    cuda = FakeCuda(monkeypatch, fast.engine)
+    monkeypatch.setattr(engines, "MAX_GRAPHS", 3)
+    images = [torch.rand(batch, 3, 32, 32).half() for batch in (1, 2, 3)]
+    for x in images:
+        fast(x)
+    fast(images[0])  # the first is the one used last now
+    fast(torch.rand(4, 3, 32, 32).half())
+    assert cuda.captures == 4
+    assert cuda.waits == 1  # for the last replay of the one that left
+    fast(images[0])
+    assert cuda.captures == 4
+    fast(images[1])
+    assert cuda.captures == 5
+    fast.head.repack()
+    fast(images[0])
+    assert cuda.captures == 6
+    assert len(fast.engine._graphs) == 1
 
 
 # --- on a GPU --------------------------------------------------------------------------------------------------------
