@@ -55,10 +55,14 @@ def test_draws(
     largest: int,
     share: float,
     record_property,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     skip_unless_available(backend)
+    # Or cuDNN's float32 convolutions, which the torch backend's are, would miss float32's bound.
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     failures: list[str] = []
     ratios: list[float] = []
+    worst = 0.0  # in float32
     repeated = 0
     count = max(1, round(DRAWS * share))
     for seed in range(count):
@@ -71,6 +75,8 @@ def test_draws(
         if case.dtype == torch.float32:
             limit = MAX_FLOAT32_ERROR + _unit_roundoff(returned_dtype(case))
             failures += [f"{case}: error {e.error:.2e}" for e in outputs if not e.error <= limit]
+            if returned_dtype(case) == torch.float32:
+                worst = max(worst, *(e.error for e in outputs))
             continue
         ratios += [_ratio(e.error, e.stock_error, case.dtype) for e in outputs]
         if max(ratios[-len(outputs) :]) > MAX_NETWORK_RATIO:
