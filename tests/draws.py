@@ -64,7 +64,7 @@ class Draw:
     seed: int
 
 
-def draw(seed: int, dtypes: tuple[torch.dtype, ...], published: bool, largest: int) -> Draw:
+def draw(seed: int, dtypes: tuple[torch.dtype, ...], published: bool, largest: int, batches: tuple[int, ...]) -> Draw:
     """A draw from a seed.
 
     Args:
@@ -72,6 +72,7 @@ def draw(seed: int, dtypes: tuple[torch.dtype, ...], published: bool, largest: i
         dtypes: that the backend computes in.
         published: also networks of the published widths.
         largest: sides of the images are at most so many pixels.
+        batches: to choose from.
     """
     choose = random.Random(seed)
     source = choose.choice(("timm", "timm", "transformers", "transformers", "python_ref"))
@@ -94,7 +95,7 @@ def draw(seed: int, dtypes: tuple[torch.dtype, ...], published: bool, largest: i
         output=output,
         num_classes=num_classes,
         output_stride=32 if source == "python_ref" else choose.choice((32, 32, 32, 16, 8)),
-        batch=choose.choice((1, 1, 2, 3, 5)),
+        batch=choose.choice(batches),
         height=_side(choose, largest),
         width=_side(choose, largest),
         layout=choose.choice(LAYOUTS),

@@ -35,24 +35,27 @@ REPETITIONS = (8, 16, 32, 64)
 HALF = (torch.float16, torch.bfloat16)
 EVERY = (torch.float32, *HALF)
 
-# backend, device, dtypes, also the published widths, largest side of an image, share of the draws
+BATCHES = (1, 1, 2, 3, 5)
+
+# backend, device, dtypes, also the published widths, largest side of an image, batches, share of the draws
 BACKENDS = [
-    pytest.param("torch", "cpu", EVERY, True, 96, 1.0, id="torch-cpu"),
-    pytest.param("triton", "cpu", EVERY, False, 48, 0.1, id="triton-cpu"),
-    pytest.param("simt", "cpu", HALF, False, 96, 0.1, id="simt-cpu"),
-    pytest.param("torch", "cuda", EVERY, True, 256, 1.0, id="torch-cuda", marks=pytest.mark.gpu),
-    pytest.param("triton", "cuda", EVERY, True, 256, 0.1, id="triton-cuda", marks=pytest.mark.gpu),
-    pytest.param("cuda", "cuda", HALF, True, 256, 0.1, id="cuda-cuda", marks=pytest.mark.gpu),
+    pytest.param("torch", "cpu", EVERY, True, 96, BATCHES, 1.0, id="torch-cpu"),
+    pytest.param("triton", "cpu", EVERY, False, 40, (1, 1, 2), 0.1, id="triton-cpu"),
+    pytest.param("simt", "cpu", HALF, False, 96, BATCHES, 0.1, id="simt-cpu"),
+    pytest.param("torch", "cuda", EVERY, True, 256, BATCHES, 1.0, id="torch-cuda", marks=pytest.mark.gpu),
+    pytest.param("triton", "cuda", EVERY, True, 256, BATCHES, 0.1, id="triton-cuda", marks=pytest.mark.gpu),
+    pytest.param("cuda", "cuda", HALF, True, 256, BATCHES, 0.1, id="cuda-cuda", marks=pytest.mark.gpu),
 ]
 
 
-@pytest.mark.parametrize(("backend", "device", "dtypes", "published", "largest", "share"), BACKENDS)
+@pytest.mark.parametrize(("backend", "device", "dtypes", "published", "largest", "batches", "share"), BACKENDS)
 def test_draws(
     backend: str,
     device: str,
     dtypes: tuple[torch.dtype, ...],
     published: bool,
     largest: int,
+    batches: tuple[int, ...],
     share: float,
     record_property,
     monkeypatch: pytest.MonkeyPatch,
@@ -66,7 +69,7 @@ def test_draws(
     repeated = 0
     count = max(1, round(DRAWS * share))
     for seed in range(count):
-        case = draw(seed, dtypes, published, largest)
+        case = draw(seed, dtypes, published, largest, batches)
         try:
             outputs = run(case, backend, device)
         except Exception as error:  # one draw's failure must not hide the next one's
@@ -130,8 +133,8 @@ def _repeat(case: Draw, outputs: list[Errors], backend: str, device: str) -> lis
 
 
 def test_draws_cover_what_they_are_for() -> None:
-    cases = [draw(seed, EVERY, True, 96) for seed in range(60)]
-    assert cases == [draw(seed, EVERY, True, 96) for seed in range(60)], "the same on every run"
+    cases = [draw(seed, EVERY, True, 96, BATCHES) for seed in range(60)]
+    assert cases == [draw(seed, EVERY, True, 96, BATCHES) for seed in range(60)], "the same on every run"
     assert {case.source for case in cases} == {"timm", "transformers", "python_ref"}
     assert {case.output for case in cases} == {
         "logits", "features_only", "forward_features", "pre_logits", "features", "hidden states", "segmentation",
@@ -158,7 +161,7 @@ def test_a_wrong_result_is_caught(factor: float, caught: bool, monkeypatch: pyte
 
     monkeypatch.setattr(draws, "call", call)
     monkeypatch.setitem(globals(), "REPETITIONS", (8,))
-    cases = [draw(seed, (torch.bfloat16,), False, 64) for seed in range(12)]
+    cases = [draw(seed, (torch.bfloat16,), False, 64, BATCHES) for seed in range(12)]
     cases = [case for case in cases if case.image == torch.float32 and case.output != "segmentation"]
     assert len(cases) >= 2
     for case in cases[:2]:
