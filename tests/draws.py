@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from stock import NAMES
+from stock import NAMES, TRANSFORMERS_SIZES
 from torch import Tensor, nn
 
 import mobilevit_kernels as mvk
@@ -168,9 +168,7 @@ def _transformers(case: Draw) -> nn.Module:
     config: dict[str, Any] = {"output_stride": case.output_stride, "num_labels": max(case.num_classes, 1)}
     widths = case.network
     if isinstance(widths, str):
-        from stock import _TRANSFORMERS
-
-        config |= _TRANSFORMERS[widths]
+        config |= TRANSFORMERS_SIZES[widths]
     else:
         config |= {
             "hidden_sizes": list(widths.dims),
