@@ -4,9 +4,9 @@
 
 The bound of a draw. In float32 a relative L2 error of at most 1e-5. In float16 and bfloat16 at most
 ``MAX_NETWORK_RATIO`` times the stock model's error on the same images, the project's bound for whole networks. That
-ratio is one sample of a quotient of two random errors: for outputs of a few values, or a single small image, it
-scatters by a factor of two either way whatever the kernels do. So a draw above the bound is repeated with other weights
-and images, 8 times, 16, 32 and 64 if need be: over all of these together, the error has to come to at most
+ratio is one sample of a quotient of two random errors: for outputs of a few values, or a single small image, it comes
+out as 2 or more now and then whatever the kernels do. So a draw above the bound is repeated with other weights and
+images, 8 times, 16, 32 and 64 if need be: over all of these together, the error has to come to at most
 ``MAX_NETWORK_RATIO`` times the stock's. The draw's own error has to stay below ``MAX_OUTLIER`` times the stock's over
 the repetitions even then, so that a fault that only those weights or images show does not get away. Over all draws of a
 backend the geometric mean of the ratios is at most 1.05.
