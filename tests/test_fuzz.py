@@ -87,7 +87,8 @@ def test_draws(
             failures += _repeat(case, outputs, backend, device)
     mean = math.exp(sum(map(math.log, ratios)) / len(ratios)) if ratios else 1.0
     summary = (
-        f"{count} draws, {len(ratios)} outputs in half precision, mean ratio {mean:.3f}, {repeated} draws repeated"
+        f"{count} draws, worst error in float32 {worst:.1e}, {len(ratios)} outputs in half precision, mean ratio "
+        f"{mean:.3f}, {repeated} draws repeated"
     )
     record_property("summary", summary)
     print(f"{backend} on {device}: {summary}")
