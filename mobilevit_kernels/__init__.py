@@ -1,6 +1,7 @@
 """Fused kernels for MobileViT inference: drop-in modules, functional ops, conversion of stock models."""
 
 from mobilevit_kernels import ops
+from mobilevit_kernels.accuracy import Accuracy, accuracy
 from mobilevit_kernels.convert import Unsupported
 from mobilevit_kernels.models import InvertedResidual, MobileViT, MobileViTBlock, create_model
 from mobilevit_kernels.ops import pack
@@ -11,6 +12,7 @@ from mobilevit_kernels.report import Report, Row
 __version__ = "0.1.0"
 
 __all__ = [
+    "Accuracy",
     "BackendUnavailable",
     "InvertedResidual",
     "MobileViT",
@@ -20,6 +22,7 @@ __all__ = [
     "Status",
     "Unsupported",
     "__version__",
+    "accuracy",
     "backends",
     "create_model",
     "load",

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from mobilevit_kernels import convert
+from mobilevit_kernels.accuracy import Images, check_batches, compare, compute_dtypes
 from mobilevit_kernels.adapters import adapt
 from mobilevit_kernels.canonical import InvertedResidualSpec
 from mobilevit_kernels.models import InvertedResidual, MobileViT, MobileViTBlock, Normalize, own_dtype_of
@@ -33,6 +34,7 @@ def optimize(
     backend: str = "auto",
     graph: bool = False,
     normalize: Normalize | None = None,
+    accuracy_check: Images | None = None,
 ) -> nn.Module:
     """Makes a fast copy of a MobileViT for inference.
 
@@ -46,13 +48,16 @@ def optimize(
         backend: "auto", "cuda", "triton", "torch" or "simt".
         graph: capture a CUDA graph for each new input shape.
         normalize: ``(mean, std)`` in units of 0…1, applied to the images in the stem; with it the model also takes
-            uint8 (B, H, W, C) images. Channels stay in the order that ``model`` takes.
+            uint8 (B, H, W, C) images. Channels stay in the order that ``model`` takes. None: what ``model`` itself has,
+            where it is a :class:`mobilevit_kernels.MobileViT`.
+        accuracy_check: images of your own, as :func:`mobilevit_kernels.accuracy` takes them: both models run on them,
+            and the Report of the result has the errors and agreements.
 
     Returns:
         A new module with the call signature and return type of ``model``, in eval mode, on ``model``'s device.
 
     Raises:
-        TypeError: ``model`` is not an nn.Module.
+        TypeError: ``model`` is not an nn.Module; ``accuracy_check`` is not images.
         ValueError: a bad option.
         Unsupported: a ValueError: a model that is not a MobileViT, a MobileViTv2 or v3, a module with hooks,
             parametrisations or adapters; the message names the module.
@@ -65,6 +70,10 @@ def optimize(
     check_name(backend)
     if graph and not torch.cuda.is_available():
         raise RuntimeError("graph: CUDA graphs need a CUDA device, and torch.cuda.is_available() is False")
+    if normalize is None and isinstance(model, MobileViT):
+        normalize = model.stem.normalize
+    if accuracy_check is not None:
+        check_batches("accuracy_check", accuracy_check, normalize)
     kwargs: dict[str, Any] = {
         "dtype": dtype,
         "backend": backend,
@@ -74,8 +83,12 @@ def optimize(
     }
     with torch.no_grad():
         if isinstance(model, MobileViT):
-            return MobileViT(model.spec, **kwargs)
-        return adapt(model, convert.read_network(model), **kwargs)
+            fast: nn.Module = MobileViT(model.spec, **kwargs)
+        else:
+            fast = adapt(model, convert.read_network(model), **kwargs)
+    if accuracy_check is not None:
+        fast.__dict__["_accuracy"] = compare(model, fast, accuracy_check, "accuracy_check")
+    return fast
 
 
 def load(
@@ -198,6 +211,8 @@ def restore(model: nn.Module) -> int:
 def report(model: nn.Module) -> Report:
     """What runs where in an optimized model, or in a network with replaced blocks.
 
+    With ``optimize(…, accuracy_check=…)`` it also has what was measured then, as long as the compute dtype is the same.
+
     Args:
         model: what :func:`optimize`, :func:`load` or :func:`create_model` returned, or a network that
             :func:`replace_blocks` was called on.
@@ -208,15 +223,19 @@ def report(model: nn.Module) -> Report:
     rows = _rows(model, "")
     if not rows:
         raise ValueError(f"model: expected an optimized model or one with replaced blocks, got {type(model).__name__}")
-    dtypes = sorted({str(module.compute_dtype) for module in model.modules() if isinstance(module, Stage)})
+    dtypes = ", ".join(compute_dtypes(model))
     for name, module in model.named_children():
         if name in ("stock_head", "segmentation_head"):
             rows.append(Row(name, type(module).__name__, "stock", "", "not a stage of MobileViT: copied as it is"))
-    notes = [f"compute dtype: {', '.join(dtype.removeprefix('torch.') for dtype in dtypes)}"]
+    notes = [f"compute dtype: {dtypes}"]
     for module in model.modules():
         if isinstance(module, MobileViT):
             notes += module.engine.notes()
-    return Report(rows, notes)
+    accuracy = model.__dict__.get("_accuracy")
+    if accuracy is not None and accuracy.dtype != dtypes:
+        notes.append(f"accuracy: checked in {accuracy.dtype}, not in {dtypes}")
+        accuracy = None
+    return Report(rows, notes, accuracy)
 
 
 def _rows(module: nn.Module, prefix: str) -> list[Row]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mobilevit_kernels.accuracy import Accuracy
 
 __all__ = ["Report", "Row"]
 
@@ -35,10 +38,12 @@ class Report:
     Attributes:
         rows: in the order the stages run.
         notes: sentences on the whole, such as the compute dtype.
+        accuracy: what ``optimize(…, accuracy_check=…)`` measured on the user's images; None where it was not asked for.
     """
 
     rows: list[Row]
     notes: list[str] = field(default_factory=list)
+    accuracy: Accuracy | None = None
 
     @property
     def replaced(self) -> list[Row]:
@@ -52,7 +57,11 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data, ready for JSON."""
-        return {"rows": [asdict(row) for row in self.rows], "notes": list(self.notes)}
+        return {
+            "rows": [asdict(row) for row in self.rows],
+            "notes": list(self.notes),
+            "accuracy": None if self.accuracy is None else self.accuracy.to_dict(),
+        }
 
     def __str__(self) -> str:
         from rich.console import Console
@@ -66,6 +75,6 @@ class Report:
         text = io.StringIO()
         console = Console(file=text, width=160, color_system=None)
         console.print(table, markup=False, highlight=False)
-        for note in self.notes:
-            console.print(note, markup=False, highlight=False)
+        for note in (*self.notes, *([] if self.accuracy is None else [f"accuracy: {self.accuracy}"])):
+            console.print(note, markup=False, highlight=False, soft_wrap=True)
         return "\n".join(line.rstrip() for line in text.getvalue().splitlines())

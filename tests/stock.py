@@ -13,7 +13,7 @@ import python_ref
 
 NAMES = ("mobilevit_xxs", "mobilevit_xs", "mobilevit_s")
 
-_TRANSFORMERS = {
+TRANSFORMERS_SIZES: dict[str, dict[str, Any]] = {
     "mobilevit_xxs": {
         "hidden_sizes": [64, 80, 96],
         "neck_hidden_sizes": [16, 16, 24, 48, 64, 80, 320],
@@ -35,7 +35,7 @@ def timm_model(name: str, seed: int = 0, **kwargs: Any) -> nn.Module:
 def transformers_model(name: str, task: str = "ForImageClassification", seed: int = 0, **config: Any) -> nn.Module:
     """A transformers model in eval mode; random weights from ``seed``."""
     transformers = pytest.importorskip("transformers")
-    sizes = {"num_labels": 1000, "image_size": 256, **_TRANSFORMERS[name], **config}
+    sizes = {"num_labels": 1000, "image_size": 256, **TRANSFORMERS_SIZES[name], **config}
     model = getattr(transformers, f"MobileViT{task}")(transformers.MobileViTConfig(**sizes)).eval()
     python_ref.randomize_weights(model, seed)
     return model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import bench_fixtures
@@ -113,26 +114,75 @@ def test_classify_with_a_checkpoint(run, photograph: Path, tmp_path: Path) -> No
     assert all(entry["name"] for entry in best)
 
 
-def test_evaluate(run, photograph: Path, tmp_path: Path) -> None:
-    stock = timm_model("mobilevit_xxs", num_classes=3)
-    torch.save(stock.state_dict(), tmp_path / "xxs.pt")
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory) -> Path:
+    """Weights of a network of three classes, xxs.pt, and six labelled images in data/."""
+    folder = tmp_path_factory.mktemp("labelled")
+    torch.save(timm_model("mobilevit_xxs", num_classes=3).state_dict(), folder / "xxs.pt")
     for name in "abc":
-        (tmp_path / "data" / name).mkdir(parents=True)
+        (folder / "data" / name).mkdir(parents=True)
         for i in range(2):
             generator = torch.Generator().manual_seed(10 * ord(name) + i)
             pixels = torch.randint(0, 256, (260, 260, 3), dtype=torch.uint8, generator=generator)
-            Image.fromarray(pixels.numpy()).save(tmp_path / "data" / name / f"{i}.png")
-    code, out, _ = run(
-        "evaluate", tmp_path / "data", "--model", "mobilevit_xxs", "--checkpoint", tmp_path / "xxs.pt",
-        "--batch", 4, "--json",
-    )  # fmt: skip
+            Image.fromarray(pixels.numpy()).save(folder / "data" / name / f"{i}.png")
+    return folder
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluate(run, labelled: Path, workers: int) -> None:
+    options = ("--model", "mobilevit_xxs", "--checkpoint", labelled / "xxs.pt", "--batch", 4, "--workers", workers)
+    code, out, _ = run("evaluate", labelled / "data", *options, "--json")
     data = json.loads(out)
     assert code == 0
     assert data["images"] == 6
+    assert data["unreadable"] == []
     assert data["stock"] == data["fused"]
-    assert data["top1_agreement"] == 1.0
+    assert data["top1_agreement"] == data["top5_agreement"] == 1.0
     assert data["fused"]["top5"] == 1.0  # three classes
-    assert run("evaluate", tmp_path / "data", "--model", "mobilevit_xxs")[0] == 2  # 1000 classes, 3 folders
+    assert 0 < data["mean_abs_error"] <= data["max_abs_error"] < 1e-4
+    assert data["relative_l2_error"] <= 1e-5
+    code, out, _ = run("evaluate", labelled / "data", *options, "--dtype", "bfloat16")
+    assert code == 0
+    assert "6 images, bfloat16 against the stock model in float32 on cpu: max error" in out
+    assert "top-5 agreement 100.00 %" in out
+    assert run("evaluate", labelled / "data", "--model", "mobilevit_xxs")[0] == 2  # 1000 classes, 3 folders
+
+
+def test_evaluate_sees_a_wrong_result(run, labelled: Path, monkeypatch) -> None:
+    import mobilevit_kernels.torch.head as head
+
+    right = head.run
+    monkeypatch.setattr(head, "run", lambda *args, **kwargs: -right(*args, **kwargs))
+    options = ("--model", "mobilevit_xxs", "--checkpoint", labelled / "xxs.pt", "--json")
+    code, out, _ = run("evaluate", labelled / "data", *options)
+    data = json.loads(out)
+    assert code == 0
+    assert data["relative_l2_error"] == pytest.approx(2, rel=1e-3)
+    assert data["top1_agreement"] == 0
+    assert data["top5_agreement"] == 1.0  # three classes
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluate_leaves_out_unreadable_images(run, labelled: Path, tmp_path: Path, workers: int) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(labelled / "data", data)
+    (data / "b" / "0.png").write_bytes((data / "b" / "1.png").read_bytes()[:2000])
+    (data / "c" / "notes.jpg").write_text("not a picture")
+    options = ("--model", "mobilevit_xxs", "--checkpoint", labelled / "xxs.pt", "--batch", 1, "--workers", workers)
+    code, out, err = run("evaluate", data, *options, "--json")
+    result = json.loads(out)
+    assert code == 0
+    assert result["images"] == 5
+    assert [Path(entry["image"]).name for entry in result["unreadable"]] == ["0.png", "notes.jpg"]
+    assert [line.split(": ")[1] for line in err.splitlines()] == [entry["image"] for entry in result["unreadable"]]
+    code, out, _ = run("evaluate", data, *options)
+    assert code == 0
+    assert "2 of 7 images could not be read and were left out" in out
+    for path in data.rglob("*.png"):
+        path.write_text("not a picture")
+    code, _, err = run("evaluate", data, *options)
+    assert code == 2
+    assert err.splitlines()[-1] == f"mobilevit-kernels: error: FOLDER: none of the 7 images below {data} can be read"
 
 
 BENCH = ("bench", "--model", "mobilevit_xxs", "--batch", 1, "--size", 64, "--rounds", 3, "--suite", "models")
@@ -231,6 +281,7 @@ def test_demo(run, tmp_path: Path) -> None:
         "classify {image} --top 0",
         "evaluate nowhere",
         "evaluate {folder}",
+        "evaluate {folder} --workers -1",
         "bench --batch 0",
         "bench --only nonsense",
         "bench --suite all",
