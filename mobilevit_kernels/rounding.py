@@ -2,8 +2,8 @@
 
 Rounded one by one, the weights of an output channel err by a little more or less than nothing in the sum, and that sum
 meets the mean of the inputs, which behind a SiLU is not zero: an error that is the same for every pixel and does not
-average out. Here the few weights that lie closest to the middle between two 16-bit numbers go to the other one, until
-the sum of a channel's errors is next to nothing.
+average out. Here the few weights that lie closest to the middle between two 16-bit numbers go to the other one, as long
+as the square of a channel's summed error falls by more than the sum of its squared errors rises.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from torch import Tensor
 from mobilevit_kernels.canonical import StageWeights, TransformerWeights
 
 __all__ = ["round_rows", "round_weights"]
+
+# What the square of a row's summed error counts beside the sum of its squared errors.
+SUM_WEIGHT = 1.0
 
 W = TypeVar("W", bound=StageWeights)
 
@@ -45,12 +48,14 @@ def round_rows(weight: Tensor, dtype: torch.dtype) -> Tensor:
     change = other.double() - nearest.double()
     total = error.sum(1, keepdim=True)
     helps = change * total < 0
-    cost = torch.where(helps, ((error + change).square() - error.square()) / change.abs(), torch.inf)
-    # Their sum errs by about √n / 4 spacings, and each that goes over mends one: a few √n candidates are enough.
+    cost = (error + change).square() - error.square()  # what it adds to the sum of squares
+    # The sum errs by about √n / 4 spacings, and each that goes over mends one: a few √n candidates are enough.
     candidates = min(exact.shape[1], 8 + 4 * int(exact.shape[1] ** 0.5))
-    places = cost.float().topk(candidates, dim=1, largest=False).indices
-    sums = torch.cat([total, total + torch.where(helps, change, 0.0).gather(1, places).cumsum(1)], 1)
-    count = sums.abs().nan_to_num(torch.inf).argmin(1, keepdim=True)  # how many of them bring the sum closest to zero
+    prices = torch.where(helps, cost / change.abs(), torch.inf).float()
+    places = prices.topk(candidates, dim=1, largest=False).indices
+    gains, costs = (torch.where(helps, value, 0.0).gather(1, places).cumsum(1) for value in (change, cost))
+    errors = torch.cat([SUM_WEIGHT * total.square(), SUM_WEIGHT * (total + gains).square() + costs], 1)
+    count = errors.nan_to_num(torch.inf).argmin(1, keepdim=True)  # how many of them make the error least
     first = torch.arange(candidates, device=places.device) < count
     taken = torch.zeros_like(helps).scatter_(1, places, first) & helps & total.isfinite()
     return torch.where(taken, other, nearest).float().reshape(weight.shape)
