@@ -200,18 +200,28 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
   const auto slab_of = [&](Shared<T> chunk, int step) {
     return chunk.part(step % Config::kPanels * Config::kSlabElements, Config::kSlabElements);
   };
-  // sums = X + bias, for a product that is added to X.
-  const auto start_sums = [&](AllSums& sums, int bias_row) {
+  // sums = X, for a product that is added to X.
+  const auto start_sums = [&](AllSums& sums) {
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+      for (int j = 0; j < kTiles; ++j) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          sums[m][j].value[2 * half] = low(rows.at(m, j, half));
+          sums[m][j].value[2 * half + 1] = high(rows.at(m, j, half));
+        }
+      }
+    }
+  };
+  const auto add_bias = [&](AllSums& sums, int bias_row) {
 #pragma unroll
     for (int j = 0; j < kTiles; ++j) {
       const Floats2 bias = params.biases.template load<Floats2>(bias_row * Config::kDim + 8 * j + 2 * t);
 #pragma unroll
       for (int m = 0; m < kRowTiles; ++m) {
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          sums[m][j].value[2 * half] = low(rows.at(m, j, half)) + bias.value[0];
-          sums[m][j].value[2 * half + 1] = high(rows.at(m, j, half)) + bias.value[1];
-        }
+        for (int i = 0; i < 4; ++i) sums[m][j].value[i] += bias.value[i % 2];
       }
     }
   };
@@ -413,7 +423,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
   // X = X + W_o · [heads] + b_o
   const auto project_heads = [&](int layer) {
     AllSums sums;
-    start_sums(sums, 2 * layer);
+    start_sums(sums);
     Shared<T> chunk = ring;
 #pragma unroll 1
     for (int step = 0; step < ceil_div(head_tiles, 2); ++step) {
@@ -431,6 +441,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
       }
       multiply_slab<kRowTiles, kTiles, T>(sums, a, slab_of(chunk, step));
     }
+    add_bias(sums, 2 * layer);
     round_rows(sums);
   };
 
@@ -446,7 +457,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
       }
     }
     AllSums sums;
-    start_sums(sums, 2 * layer + 1);
+    start_sums(sums);
     Shared<T> chunk = ring;
 #pragma unroll 1
     for (int group = 0; group < params.hidden_groups; ++group) {
@@ -474,6 +485,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
       for (int m = 0; m < kRowTiles; ++m) a[m] = hidden.fragment[m][0];
       multiply_slab<kRowTiles, kTiles, T>(sums, a, part.part(Config::kPanelElements, Config::kSlabElements));
     }
+    add_bias(sums, 2 * layer + 1);
     round_rows(sums);
   };
 
