@@ -67,7 +67,7 @@ struct TransformerConfig {
   // panel of W_1 and a slab of W_2.
   static constexpr int kPanels = kDim <= 96 ? 4 : 2;
   static constexpr int kPanelElements = norm_panel_elements(kTiles);
-  static constexpr int kSlabElements = ceil_div(kTiles, 2) * 256;
+  static constexpr int kSlabElements = slab_elements(kTiles);
   static constexpr int kGroupElements = kPanelElements + kSlabElements;
   static constexpr int kSlotElements = kPanels * (kPanelElements > kSlabElements ? kPanelElements : kSlabElements);
   static constexpr int kGroups = kPanels / 2;
@@ -281,13 +281,14 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
   };
 
   // What a LayerNorm before the product and the bias make of a panel's sums.
-  const auto apply_norm = [&](PanelSums& sums, Shared<T> panel) {
-    const PanelEnds ends(panel, kTiles);
+  const auto apply_norm = [&](PanelSums& sums, Shared<T> panel, auto column_tiles) {
+    constexpr int kColumnTiles = decltype(column_tiles)::value;
+    const PanelEnds<kColumnTiles> ends(panel, kTiles);
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m) {
       const Floats4 line = lines.template load<Floats4>(line_word(m));
 #pragma unroll
-      for (int j = 0; j < 2; ++j) ends.apply(sums[m][j], j, line);
+      for (int j = 0; j < kColumnTiles; ++j) ends.apply(sums[m][j], j, line);
     }
   };
   // A panel of W · LN(X) + b.
@@ -296,7 +297,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
     clear(sums);
     multiply_panel<kTiles, decltype(column_tiles)::value>(sums, part,
                                                           [&](int m, int step) { return rows.fragment[m][step]; });
-    apply_norm(sums, part);
+    apply_norm(sums, part, column_tiles);
   };
 
   // Q of one head, in registers.
@@ -308,8 +309,8 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
       PanelSums sums;
       if (panel < kHeadTiles / 2) {
         norm_panel(sums, chunk, panel % Config::kPanels, Whole{});
-      } else {
-        norm_panel(sums, chunk, panel % Config::kPanels, Constant<1>{});
+      } else if constexpr (kHeadTiles % 2 != 0) {
+        norm_panel(sums, chunk, panel % Config::kPanels, Constant<1>{});  // 8 columns are all that it has
       }
 #pragma unroll
       for (int m = 0; m < kRowTiles; ++m) {
@@ -470,7 +471,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
         const Words4 words = heads.template load<Words4>(parked(m, step - kKept));
         return FragmentA<T>{{{words.word[0]}, {words.word[1]}, {words.word[2]}, {words.word[3]}}};
       });
-      apply_norm(half_hidden, part);
+      apply_norm(half_hidden, part, Whole{});
       RowFragments<T, kRowTiles, 2> hidden;
 #pragma unroll
       for (int m = 0; m < kRowTiles; ++m) {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mobilevit_kernels import canonical, native
 from mobilevit_kernels.canonical import EncoderLayerWeights, TransformerWeights
-from mobilevit_kernels.native.fragments import pad_to, to_b_fragment_tail, to_b_fragments
+from mobilevit_kernels.native.fragments import pad_to, to_b_fragment_tail, to_b_fragments, to_b_tiles
 from mobilevit_kernels.native.transformer_plan import (
     DEFAULT_HEADS,
     MAX_DIM,
@@ -61,22 +61,29 @@ def _bytes(x: Tensor) -> Tensor:
 
 
 def _slabs(matrix: Tensor, dtype: torch.dtype) -> Tensor:
-    """(K, N) → (K/16, bytes): 16 rows and all columns each."""
-    return to_b_fragments(matrix).to(dtype).flatten(1).view(torch.uint8)
+    """(K, N) → (K/16, bytes): 16 rows and all columns each. N is a multiple of 8."""
+    tiles = matrix.shape[1] // 8
+    fragments = to_b_fragments(matrix).to(dtype)
+    parts = [fragments[:, : tiles // 2].flatten(1)]
+    if tiles % 2:
+        parts.append(fragments[:, -1, :, :4].flatten(1))  # of the last pair its first tile
+    return torch.cat(parts, dim=1).view(torch.uint8)
 
 
-def _norm_panels(matrix: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
-    """(K, N) and (N,) → (N/16, bytes): 16 columns and all K rows, their biases, their sums of the rounded weights.
+def _norm_panels(matrix: Tensor, bias: Tensor, dtype: torch.dtype, width: int = 16) -> Tensor:
+    """(K, N) and (N,) → (N/width, bytes): ``width`` columns and all K rows, their biases, their sums of the rounded
+    weights.
 
-    K is a multiple of 8.
+    K is a multiple of 8. Panels are 16 columns wide or, where K is a multiple of 16, 8.
     """
-    columns = -(-matrix.shape[1] // 16) * 16
+    columns = -(-matrix.shape[1] // width) * width
     matrix, bias = pad_to(matrix, matrix.shape[0], columns).to(dtype).float(), pad_to(bias, columns)
     whole = matrix.shape[0] // 16 * 16
-    parts = [to_b_fragments(matrix[:whole]).transpose(0, 1).to(dtype).flatten(1).view(torch.uint8)]
+    fragments = (to_b_fragments if width == 16 else to_b_tiles)(matrix[:whole])
+    parts = [fragments.transpose(0, 1).to(dtype).flatten(1).view(torch.uint8)]
     if whole < matrix.shape[0]:
         parts.append(to_b_fragment_tail(matrix[whole:]).to(dtype).flatten(1).view(torch.uint8))
-    ends = torch.stack([bias.reshape(-1, 16), matrix.double().sum(0).float().reshape(-1, 16)], dim=1)
+    ends = torch.stack([bias.reshape(-1, width), matrix.double().sum(0).float().reshape(-1, width)], dim=1)
     parts.append(ends.flatten(1).contiguous().view(torch.uint8))
     return torch.cat(parts, dim=1)
 
@@ -96,6 +103,10 @@ def _heads_of(x: Tensor, num_heads: int, head_tiles: int) -> Tensor:
     return pad_to(heads, num_heads, 8 * head_tiles, *x.shape[1:])
 
 
+def _in_groups(records: list[Tensor], size: int) -> list[list[Tensor]]:
+    return [records[i : i + size] for i in range(0, len(records), size)]
+
+
 class _Builder:
     """Puts chunks one behind the other and remembers where they are."""
 
@@ -104,12 +115,12 @@ class _Builder:
         self.parts: list[Tensor] = []
         self.end = 0
 
-    def add(self, records: Tensor, a_chunk: int | None = None) -> list[tuple[int, int]]:
-        """Adds (count, bytes) records, up to ``a_chunk`` of them a chunk; the chunks' places."""
+    def add(self, records: Iterable[Tensor], a_chunk: int | None = None) -> list[tuple[int, int]]:
+        """Adds records of bytes, up to ``a_chunk`` of them a chunk; the chunks' places."""
         places = []
-        for chunk in records.split(a_chunk or self.panels):
-            units = chunk.numel() // 16
-            self.parts.append(chunk.flatten())
+        for chunk in _in_groups(list(records), a_chunk or self.panels):
+            units = sum(record.numel() for record in chunk) // 16
+            self.parts += chunk
             places.append((self.end, units))
             self.end += units
         return places
@@ -166,8 +177,11 @@ def pack_stream(weights: TransformerWeights, dtype: torch.dtype, num_heads: int,
 
 def _attention_panels(
     layer: EncoderLayerWeights, num_heads: int, head_dim: int, instance: Instance, dtype: torch.dtype
-) -> tuple[list[Tensor], list[Tensor]]:
-    """The panels of W_q, and those of W_k and W_v together, of each head."""
+) -> tuple[list[list[Tensor]], list[Tensor]]:
+    """The panels of W_q, and those of W_k and W_v together, of each head.
+
+    The last panel of W_q has 8 columns where a head has an odd number of 8-channel tiles.
+    """
     scales = (head_dim**-0.5 * math.log2(math.e), 1.0, 1.0)
     matrices, biases = [], []
     for weight, bias, scale in zip(layer.qkv_weight.chunk(3), layer.qkv_bias.chunk(3), scales, strict=True):
@@ -175,7 +189,14 @@ def _attention_panels(
         matrix = pad_to(matrix, instance.dim, matrix.shape[1])
         matrices.append(_heads_of(matrix.t(), num_heads, instance.head_tiles).transpose(1, 2))
         biases.append(_heads_of(folded, num_heads, instance.head_tiles))
-    query = [_norm_panels(matrices[0][h], biases[0][h], dtype) for h in range(num_heads)]
+    whole = instance.head_tiles // 2 * 16
+    query = [
+        [
+            *_norm_panels(matrices[0][h][:, :whole], biases[0][h][:whole], dtype),
+            *_norm_panels(matrices[0][h][:, whole:], biases[0][h][whole:], dtype, width=8),
+        ]
+        for h in range(num_heads)
+    ]
     key_value = [
         _norm_panels(torch.cat([matrices[1][h], matrices[2][h]], dim=1), torch.cat([biases[1][h], biases[2][h]]), dtype)
         for h in range(num_heads)
