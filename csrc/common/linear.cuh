@@ -6,7 +6,8 @@
 //
 // Two shapes of weights, both of B fragments in the order of lanes (mobilevit_kernels/native/fragments.py):
 //   panel  all K rows × 16 columns: [k-step of 16][lane][4 words], then [lane][2 words] for a last k-step of 8;
-//          or × 8 columns: [k-step of 16][lane][2 words]
+//          or × 8 columns: [k-step of 16][lane][2 words]; or × 4: [k-step of 16][lane below 16][2 words], as lane / 4 is
+//          the column
 //   slab   16 rows × all N columns: [pair of 8-column tiles][lane][4 words], then [lane][2 words] for a last single tile
 #pragma once
 
@@ -17,7 +18,7 @@
 namespace mvk {
 
 // Elements of a panel's B fragments for 8·tiles rows, and of a slab's for 8·tiles columns.
-MVK_HOST_DEVICE constexpr int panel_elements(int tiles, int column_tiles = 2) { return tiles * column_tiles * 64; }
+MVK_HOST_DEVICE constexpr int panel_elements(int tiles, int columns = 16) { return tiles * columns * 8; }
 MVK_HOST_DEVICE constexpr int slab_elements(int tiles) { return tiles * 128; }
 
 // Rows of a warp, 8·kTiles channels each, as A operands.
@@ -34,22 +35,25 @@ struct RowFragments {
   }
 };
 
-// sums[m][j] += rows · panel for its kColumnTiles 8-column tiles, with 8·kTiles channels a row; fragment_of(m, step) is
-// the A fragment of a k-step.
-template <int kTiles, int kColumnTiles, int kRowTiles, class T, class FragmentOf>
+// sums[m][j] += rows · panel for its kColumns columns, with 8·kTiles channels a row; fragment_of(m, step) is the A
+// fragment of a k-step.
+template <int kTiles, int kColumns, int kRowTiles, class T, class FragmentOf>
 MVK_DEVICE void multiply_panel(FragmentC (&sums)[kRowTiles][2], Shared<T> panel, const FragmentOf& fragment_of) {
-  static_assert(kColumnTiles == 2 || (kColumnTiles == 1 && kTiles % 2 == 0),
-                "a panel of 8 columns has whole k-steps only");
-  using Words = typename Select<kColumnTiles == 2, Words4, Words2>::Type;
+  static_assert(kColumns == 16 || ((kColumns == 8 || kColumns == 4) && kTiles % 2 == 0),
+                "a panel of fewer than 16 columns has whole k-steps only");
+  using Words = typename Select<kColumns == 16, Words4, Words2>::Type;
   const int lane = lane_index();
 #pragma unroll
   for (int step = 0; step < kTiles / 2; ++step) {
-    const Words words = panel.template load<Words>((step * 32 + lane) * 4 * kColumnTiles);
+    Words words{};
+    if (kColumns >= 8 || lane < 4 * kColumns) {
+      words = panel.template load<Words>(panel_elements(2, kColumns) * step + lane * (kColumns == 16 ? 8 : 4));
+    }
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m) {
       const FragmentA<T> a = fragment_of(m, step);
 #pragma unroll
-      for (int j = 0; j < kColumnTiles; ++j) {
+      for (int j = 0; j < ceil_div(kColumns, 8); ++j) {
         mma_m16n8k16(sums[m][j], a, FragmentB<T>{{{words.word[2 * j]}, {words.word[2 * j + 1]}}});
       }
     }
@@ -131,20 +135,22 @@ MVK_DEVICE void layer_norm_lines(RowLines<kRowTiles>& lines, const RowFragments<
   }
 }
 
-// A panel behind a LayerNorm holds, after its fragments, its columns' biases and the column sums of the weights
-// (floats): with x̂ = scale·x + shift, x̂·W + b = scale·(x·W) + shift·Σₖ Wₖ + b. The product takes the rows as they are.
-template <int kColumnTiles>
+// A panel behind a LayerNorm holds, after its fragments, the biases and then the sums of the weights of its columns
+// (floats; 8 of each where it has 4 columns): with x̂ = scale·x + shift, x̂·W + b = scale·(x·W) + shift·Σₖ Wₖ + b. The
+// product takes the rows as they are.
+template <int kColumns>
 struct PanelEnds {
-  Floats2 bias[kColumnTiles];  // of this lane's two columns in each 8-column tile
-  Floats2 column_sum[kColumnTiles];
+  static constexpr int kTiles = ceil_div(kColumns, 8);
+  Floats2 bias[kTiles];  // of this lane's two columns in each 8-column tile
+  Floats2 column_sum[kTiles];
 
   template <class T>
   MVK_DEVICE PanelEnds(Shared<T> panel, int tiles) {
-    const int first = panel_elements(tiles, kColumnTiles) + lane_index() % 4 * 4;
+    const int first = panel_elements(tiles, kColumns) + lane_index() % 4 * 4;
 #pragma unroll
-    for (int j = 0; j < kColumnTiles; ++j) {
+    for (int j = 0; j < kTiles; ++j) {
       bias[j] = panel.template load<Floats2>(first + 16 * j);
-      column_sum[j] = panel.template load<Floats2>(first + 16 * (kColumnTiles + j));
+      column_sum[j] = panel.template load<Floats2>(first + 16 * (kTiles + j));
     }
   }
 

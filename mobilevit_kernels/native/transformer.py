@@ -74,17 +74,20 @@ def _norm_panels(matrix: Tensor, bias: Tensor, dtype: torch.dtype, width: int = 
     """(K, N) and (N,) → (N/width, bytes): ``width`` columns and all K rows, their biases, their sums of the rounded
     weights.
 
-    K is a multiple of 8. Panels are 16 columns wide or, where K is a multiple of 16, 8.
+    K is a multiple of 8. Panels are 16 columns wide or, where K is a multiple of 16, 8 or 4.
     """
-    columns = -(-matrix.shape[1] // width) * width
-    matrix, bias = pad_to(matrix, matrix.shape[0], columns).to(dtype).float(), pad_to(bias, columns)
+    panels = -(-matrix.shape[1] // width)
+    matrix, bias = pad_to(matrix, matrix.shape[0], panels * width).to(dtype).float(), pad_to(bias, panels * width)
+    sums = matrix.double().sum(0).float()
+    if width == 4:  # half a tile: the lanes of the other half hold nothing
+        matrix = pad_to(matrix.reshape(-1, panels, 4), matrix.shape[0], panels, 8).flatten(1)
     whole = matrix.shape[0] // 16 * 16
-    fragments = (to_b_fragments if width == 16 else to_b_tiles)(matrix[:whole])
+    fragments = to_b_fragments(matrix[:whole]) if width == 16 else to_b_tiles(matrix)[:, :, : 4 * width]
     parts = [fragments.transpose(0, 1).to(dtype).flatten(1).view(torch.uint8)]
     if whole < matrix.shape[0]:
         parts.append(to_b_fragment_tail(matrix[whole:]).to(dtype).flatten(1).view(torch.uint8))
-    ends = torch.stack([bias.reshape(-1, width), matrix.double().sum(0).float().reshape(-1, width)], dim=1)
-    parts.append(ends.flatten(1).contiguous().view(torch.uint8))
+    ends = torch.stack([bias.reshape(panels, width), sums.reshape(panels, width)], dim=1)
+    parts.append(pad_to(ends, panels, 2, max(width, 8)).flatten(1).contiguous().view(torch.uint8))
     return torch.cat(parts, dim=1)
 
 
@@ -177,10 +180,11 @@ def pack_stream(weights: TransformerWeights, dtype: torch.dtype, num_heads: int,
 
 def _attention_panels(
     layer: EncoderLayerWeights, num_heads: int, head_dim: int, instance: Instance, dtype: torch.dtype
-) -> tuple[list[list[Tensor]], list[Tensor]]:
+) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
     """The panels of W_q, and those of W_k and W_v together, of each head.
 
-    The last panel of W_q has 8 columns where a head has an odd number of 8-channel tiles.
+    The last panel of W_q has 8 columns where a head has an odd number of 8-channel tiles, or 4. Where the instance is
+    ``joined``, the whole tiles of K and V come first, and a panel of 8 columns has the four last of each.
     """
     scales = (head_dim**-0.5 * math.log2(math.e), 1.0, 1.0)
     matrices, biases = [], []
@@ -189,18 +193,23 @@ def _attention_panels(
         matrix = pad_to(matrix, instance.dim, matrix.shape[1])
         matrices.append(_heads_of(matrix.t(), num_heads, instance.head_tiles).transpose(1, 2))
         biases.append(_heads_of(folded, num_heads, instance.head_tiles))
-    whole = instance.head_tiles // 2 * 16
-    query = [
-        [
-            *_norm_panels(matrices[0][h][:, :whole], biases[0][h][:whole], dtype),
-            *_norm_panels(matrices[0][h][:, whole:], biases[0][h][whole:], dtype, width=8),
-        ]
-        for h in range(num_heads)
-    ]
-    key_value = [
-        _norm_panels(torch.cat([matrices[1][h], matrices[2][h]], dim=1), torch.cat([biases[1][h], biases[2][h]]), dtype)
-        for h in range(num_heads)
-    ]
+    query, key_value = [], []
+    width = 8 * instance.head_tiles
+    last = 4 if instance.joined else 8
+    for head in range(num_heads):
+        (q, k, v), (q_bias, k_bias, v_bias) = ([part[head] for part in parts] for parts in (matrices, biases))
+        panels = [*_norm_panels(q[:, : width // 16 * 16], q_bias[: width // 16 * 16], dtype)]
+        if instance.head_tiles % 2:
+            panels += _norm_panels(q[:, width - 8 :][:, :last], q_bias[width - 8 :][:last], dtype, last)
+        query.append(panels)
+        whole = width - 8 if instance.joined else width
+        kv, kv_bias = torch.cat([k[:, :whole], v[:, :whole]], dim=1), torch.cat([k_bias[:whole], v_bias[:whole]])
+        panels = [*_norm_panels(kv, kv_bias, dtype)]
+        if instance.joined:
+            rest = slice(whole, whole + 4)
+            kv, kv_bias = torch.cat([k[:, rest], v[:, rest]], dim=1), torch.cat([k_bias[rest], v_bias[rest]])
+            panels += _norm_panels(kv, kv_bias, dtype, 8)
+        key_value.append(panels)
     return query, key_value
 
 
