@@ -57,8 +57,8 @@ struct TransformerConfig {
   // Tiles of V that one pass of the attention sums up: beside 256 channels there is no room for more.
   static constexpr int kValueTiles = kTiles > 16 && kHeadTiles > 8 ? 8 : kHeadTiles;
   static constexpr int kQueryPanels = ceil_div(kHeadTiles, 2);
-  // Where a head's last tile has at most four channels, those of K and V share it. Heads of an instance for one width are
-  // four or more: fewer would be wider than their tiles.
+  // Where a head's last tile has at most four channels, those of K and V share it. Heads of an instance for one width
+  // are four or more: fewer would be wider than their tiles.
   static constexpr int kLastChannels = kPadded ? 0 : kDim / 4 % 8;
   static constexpr bool kJoined = kLastChannels > 0 && kLastChannels <= 4;
   static constexpr int kRowTiles = kRowTilesOf;  // tiles of 16 rows a warp
@@ -368,8 +368,8 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
       if (kWholePanels % Config::kPanels == 0) chunk = take_chunk();
       PanelSums sums;
       norm_panel(sums, chunk, kWholePanels % Config::kPanels, Constant<8>{});
-      // Columns 0 … 3 are K's last channels, 4 … 7 V's; behind both come zeros. While the lanes of K store channels, those
-      // of V store zeros: no two meet in a bank.
+      // Columns 0 … 3 are K's last channels, 4 … 7 V's; behind both come zeros. While the lanes of K store channels,
+      // those of V store zeros: no two meet in a bank.
       const bool of_keys = t < 2;
       const int channel = 8 * (of_keys ? kWholePanels : kWholePanels + kHeadTiles) + t % 2 * 2;
 #pragma unroll

@@ -6,9 +6,9 @@
 //
 // Two shapes of weights, both of B fragments in the order of lanes (mobilevit_kernels/native/fragments.py):
 //   panel  all K rows × 16 columns: [k-step of 16][lane][4 words], then [lane][2 words] for a last k-step of 8;
-//          or × 8 columns: [k-step of 16][lane][2 words]; or × 4: [k-step of 16][lane below 16][2 words], as lane / 4 is
-//          the column
-//   slab   16 rows × all N columns: [pair of 8-column tiles][lane][4 words], then [lane][2 words] for a last single tile
+//          or × 8 columns: [k-step of 16][lane][2 words];
+//          or × 4 columns: the same for lanes 0 … 15 alone, whose columns these are
+//   slab   16 rows × all N columns: [pair of 8-column tiles][lane][4 words], then [lane][2 words] for a last tile alone
 #pragma once
 
 #include "math.cuh"
