@@ -119,7 +119,7 @@ __global__ void __launch_bounds__(32 * Config::kMaxWarps, 1)
   constexpr InvertedResidualRecord kRecord = Config::kRecord;
   let_next_launch_begin();
 
-  const int warp = warp_index();
+  const int warp = shuffle(warp_index(), 0);  // so that the compiler knows it to be the same for all lanes
   const int lane = lane_index();
   const int g = lane / 4;
   const int t = lane % 4;

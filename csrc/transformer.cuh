@@ -58,6 +58,10 @@ struct TransformerConfig {
   // Tiles of V that one pass of the attention sums up: beside 256 channels there is no room for more.
   static constexpr int kValueTiles = kTiles > 16 && kHeadTiles > 8 ? 8 : kHeadTiles;
   static constexpr int kQueryPanels = ceil_div(kHeadTiles, 2);
+  // Where a head's last tile has at most four channels, those of K and V share it. Heads of an instance for one width
+  // are four or more: fewer would be wider than their tiles.
+  static constexpr int kLastChannels = kPadded ? 0 : kDim / 4 % 8;
+  static constexpr bool kJoined = kLastChannels > 0 && kLastChannels <= 4;
   static constexpr int kRowTiles = kRowTilesOf;  // tiles of 16 rows a warp
   static constexpr int kWarps = kWarpsOf;
   static constexpr int kBlocksPerSm = 8 / kWarps;  // with 255 registers a thread
@@ -68,7 +72,7 @@ struct TransformerConfig {
   // panel of W_1 and a slab of W_2.
   static constexpr int kPanels = kDim <= 96 ? 4 : 2;
   static constexpr int kPanelElements = norm_panel_elements(kTiles);
-  static constexpr int kSlabElements = ceil_div(kTiles, 2) * 256;
+  static constexpr int kSlabElements = slab_elements(kTiles);
   static constexpr int kGroupElements = kPanelElements + kSlabElements;
   static constexpr int kSlotElements = kPanels * (kPanelElements > kSlabElements ? kPanelElements : kSlabElements);
   static constexpr int kGroups = kPanels / 2;
@@ -127,7 +131,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
   using Rows = RowFragments<T, kRowTiles, kTiles>;
   using HeadRows = RowFragments<T, kRowTiles, kHeadTiles>;
   using PanelSums = FragmentC[kRowTiles][2];
-  using Whole = Constant<2>;  // both column tiles of a panel
+  using Whole = Constant<16>;  // columns of a panel
   using AllSums = FragmentC[kRowTiles][kTiles];
   constexpr int kKept = kTiles / 2 - Config::kParkedSteps;
   let_next_launch_begin();
@@ -202,18 +206,28 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
   const auto slab_of = [&](Shared<T> chunk, int step) {
     return chunk.part(step % Config::kPanels * Config::kSlabElements, Config::kSlabElements);
   };
-  // sums = X + bias, for a product that is added to X.
-  const auto start_sums = [&](AllSums& sums, int bias_row) {
+  // sums = X, for a product that is added to X.
+  const auto start_sums = [&](AllSums& sums) {
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+      for (int j = 0; j < kTiles; ++j) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          sums[m][j].value[2 * half] = low(rows.at(m, j, half));
+          sums[m][j].value[2 * half + 1] = high(rows.at(m, j, half));
+        }
+      }
+    }
+  };
+  const auto add_bias = [&](AllSums& sums, int bias_row) {
 #pragma unroll
     for (int j = 0; j < kTiles; ++j) {
       const Floats2 bias = params.biases.template load<Floats2>(bias_row * Config::kDim + 8 * j + 2 * t);
 #pragma unroll
       for (int m = 0; m < kRowTiles; ++m) {
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          sums[m][j].value[2 * half] = low(rows.at(m, j, half)) + bias.value[0];
-          sums[m][j].value[2 * half + 1] = high(rows.at(m, j, half)) + bias.value[1];
-        }
+        for (int i = 0; i < 4; ++i) sums[m][j].value[i] += bias.value[i % 2];
       }
     }
   };
@@ -273,22 +287,23 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
   };
 
   // What a LayerNorm before the product and the bias make of a panel's sums.
-  const auto apply_norm = [&](PanelSums& sums, Shared<T> panel) {
-    const PanelEnds ends(panel, kTiles);
+  const auto apply_norm = [&](PanelSums& sums, Shared<T> panel, auto columns) {
+    using Ends = PanelEnds<decltype(columns)::value>;
+    const Ends ends(panel, kTiles);
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m) {
       const Floats4 line = lines.template load<Floats4>(line_word(m));
 #pragma unroll
-      for (int j = 0; j < 2; ++j) ends.apply(sums[m][j], j, line);
+      for (int j = 0; j < Ends::kTiles; ++j) ends.apply(sums[m][j], j, line);
     }
   };
   // A panel of W · LN(X) + b.
-  const auto norm_panel = [&](PanelSums& sums, Shared<T> chunk, int panel, auto column_tiles) {
+  const auto norm_panel = [&](PanelSums& sums, Shared<T> chunk, int panel, auto columns) {
     const Shared<T> part = chunk.part(panel * Config::kPanelElements, Config::kPanelElements);
     clear(sums);
-    multiply_panel<kTiles, decltype(column_tiles)::value>(sums, part,
-                                                          [&](int m, int step) { return rows.fragment[m][step]; });
-    apply_norm(sums, part);
+    multiply_panel<kTiles, decltype(columns)::value>(sums, part,
+                                                     [&](int m, int step) { return rows.fragment[m][step]; });
+    apply_norm(sums, part, columns);
   };
 
   // Q of one head, in registers.
@@ -300,8 +315,8 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
       PanelSums sums;
       if (panel < kHeadTiles / 2) {
         norm_panel(sums, chunk, panel % Config::kPanels, Whole{});
-      } else {
-        norm_panel(sums, chunk, panel % Config::kPanels, Constant<1>{});
+      } else if constexpr (kHeadTiles % 2 != 0) {
+        norm_panel(sums, chunk, panel % Config::kPanels, Constant<Config::kJoined ? 4 : 8>{});  // all that is left
       }
 #pragma unroll
       for (int m = 0; m < kRowTiles; ++m) {
@@ -321,9 +336,20 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
   // K and V of one head, to shared memory or, for the next launch, to global memory.
   const auto make_keys_values = [&](int head) {
     const std::int64_t first_row = params.split ? head_row(head) + own_row() : 0;
+    const auto store = [&](int row, int channel, Pair<T> pair) {
+      if (params.split) {
+        params.keys_values_out.store((first_row + row) * 16 * kHeadTiles + channel, pair);
+      } else {
+        keys_values.store(row * Config::kKeyPitch + channel, pair);
+      }
+    };
+    const auto pair_of = [](const FragmentC& sums, int half) {
+      return make_pair<T>(sums.value[2 * half], sums.value[2 * half + 1]);
+    };
+    constexpr int kWholePanels = Config::kJoined ? kHeadTiles - 1 : kHeadTiles;
     Shared<T> chunk = ring;
 #pragma unroll 1
-    for (int panel = 0; panel < kHeadTiles; ++panel) {
+    for (int panel = 0; panel < kWholePanels; ++panel) {
       if (panel % Config::kPanels == 0) chunk = take_chunk();
       PanelSums sums;
       norm_panel(sums, chunk, panel % Config::kPanels, Whole{});
@@ -331,17 +357,30 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
       for (int m = 0; m < kRowTiles; ++m) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          const int row = row_of(m, half);
 #pragma unroll
           for (int j = 0; j < 2; ++j) {
-            const int channel = 16 * panel + 8 * j + 2 * t;
-            const Pair<T> pair = make_pair<T>(sums[m][j].value[2 * half], sums[m][j].value[2 * half + 1]);
-            if (params.split) {
-              params.keys_values_out.store((first_row + row) * 16 * kHeadTiles + channel, pair);
-            } else {
-              keys_values.store(row * Config::kKeyPitch + channel, pair);
-            }
+            const int tile = 2 * panel + j;
+            const int place = Config::kJoined && tile >= kWholePanels ? tile + 1 : tile;
+            store(row_of(m, half), 8 * place + 2 * t, pair_of(sums[m][j], half));
           }
+        }
+      }
+    }
+    if constexpr (Config::kJoined) {
+      if (kWholePanels % Config::kPanels == 0) chunk = take_chunk();
+      PanelSums sums;
+      norm_panel(sums, chunk, kWholePanels % Config::kPanels, Constant<8>{});
+      // Columns 0 … 3 are K's last channels, 4 … 7 V's; behind both come zeros. While the lanes of K store channels,
+      // those of V store zeros: no two meet in a bank.
+      const bool of_keys = t < 2;
+      const int channel = 8 * (of_keys ? kWholePanels : kWholePanels + kHeadTiles) + t % 2 * 2;
+#pragma unroll
+      for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const Pair<T> pair = pair_of(sums[m][0], half);
+          store(row_of(m, half), channel + (of_keys ? 0 : 4), of_keys ? pair : Pair<T>{0});
+          store(row_of(m, half), channel + (of_keys ? 4 : 0), of_keys ? Pair<T>{0} : pair);
         }
       }
     }
@@ -415,7 +454,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
   // X = X + W_o · [heads] + b_o
   const auto project_heads = [&](int layer) {
     AllSums sums;
-    start_sums(sums, 2 * layer);
+    start_sums(sums);
     Shared<T> chunk = ring;
 #pragma unroll 1
     for (int step = 0; step < ceil_div(head_tiles, 2); ++step) {
@@ -433,6 +472,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
       }
       multiply_slab<kRowTiles, kTiles, T>(sums, a, slab_of(chunk, step));
     }
+    add_bias(sums, 2 * layer);
     round_rows(sums);
   };
 
@@ -448,7 +488,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
       }
     }
     AllSums sums;
-    start_sums(sums, 2 * layer + 1);
+    start_sums(sums);
     Shared<T> chunk = ring;
 #pragma unroll 1
     for (int group = 0; group < params.hidden_groups; ++group) {
@@ -456,12 +496,12 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
       const Shared<T> part = chunk.part(group % Config::kGroups * Config::kGroupElements, Config::kGroupElements);
       PanelSums half_hidden;
       clear(half_hidden);
-      multiply_panel<kTiles, 2>(half_hidden, part, [&](int m, int step) {
+      multiply_panel<kTiles, 16>(half_hidden, part, [&](int m, int step) {
         if (step < kKept || step == kTiles / 2) return rows.fragment[m][step];
         const Words4 words = heads.template load<Words4>(parked(m, step - kKept));
         return FragmentA<T>{{{words.word[0]}, {words.word[1]}, {words.word[2]}, {words.word[3]}}};
       });
-      apply_norm(half_hidden, part);
+      apply_norm(half_hidden, part, Whole{});
       RowFragments<T, kRowTiles, 2> hidden;
 #pragma unroll
       for (int m = 0; m < kRowTiles; ++m) {
@@ -476,6 +516,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
       for (int m = 0; m < kRowTiles; ++m) a[m] = hidden.fragment[m][0];
       multiply_slab<kRowTiles, kTiles, T>(sums, a, part.part(Config::kPanelElements, Config::kSlabElements));
     }
+    add_bias(sums, 2 * layer + 1);
     round_rows(sums);
   };
 

@@ -21,9 +21,10 @@ from mobilevit_kernels.verify import StageCase
 
 __all__ = ["BATCH", "Row", "cases", "count", "rows"]
 
-# The simulated GPU has one multiprocessor. Four images on it are what 500 are on a large GPU: persistent kernels have
-# enough work for their warps, and strips that run over several images show little of their last one's unused columns.
-BATCH = 4
+# The simulated GPU has one multiprocessor. Eight images on it are what 1,000 are on a large GPU: persistent kernels
+# have enough work for their warps, and strips that run over several images show little of their last one's unused
+# columns.
+BATCH = 8
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from mobilevit_kernels.registry import Status
 __all__ = ["CudaLibrary", "library", "refusal", "serves", "stage_module", "status"]
 
 _HOW_TO_BUILD = (
-    "install with an nvcc on the PATH, under CUDA_HOME, or from PyPI (pip install nvidia-cuda-nvcc), and "
-    "MVK_BUILD_CUDA=1 to make a failure an error"
+    "install with an nvcc in CUDACXX, under CUDA_HOME, on the PATH, or from PyPI (pip install nvidia-cuda-nvcc "
+    "nvidia-cuda-cccl, then this package with --no-build-isolation), and MVK_BUILD_CUDA=1 to make a failure an error"
 )
 
 

@@ -21,6 +21,18 @@ from mobilevit_kernels import native, registry
 torch.set_num_threads(1)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--schedules", type=int, default=20, help="orders of warps and lanes that the simulator runs a kernel in"
+    )
+
+
+@pytest.fixture
+def schedules(request: pytest.FixtureRequest) -> range:
+    """Seeds of the simulator's schedules."""
+    return range(request.config.getoption("--schedules"))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         skip = pytest.mark.skip(reason="needs a GPU: torch.cuda.is_available() is False")

@@ -104,11 +104,11 @@ def test_bitwise_deterministic_and_written_in_full(case: StageCase, backend: str
 
 
 @one_of_each
-@pytest.mark.parametrize("layout", ["channels_last", "strided", "offset"])
+@pytest.mark.parametrize("layout", ["channels_last", "strided", "offset", "offset channels_last"])
 @on_backends
 def test_any_memory_layout(case: StageCase, layout: str, backend: str, device: str) -> None:
     skip_unless_served(backend, torch.float16, case, device)
-    x = case.build()[0]
+    x = case.build()[0].to(device, torch.float16)  # here and not in call(): a cast makes a fresh tensor
     expected = call(case, backend, device, torch.float16, x)
     if layout == "channels_last":
         x = x.to(memory_format=torch.channels_last)
@@ -116,7 +116,10 @@ def test_any_memory_layout(case: StageCase, layout: str, backend: str, device: s
         x = x.repeat_interleave(2, dim=3)[..., ::2]
         assert not x.is_contiguous() or x.shape[3] == 1
     else:
-        x = torch.cat([x.flatten()[:1], x.flatten()])[1:].reshape(x.shape)  # storage offset of one element
+        values = x.permute(0, 2, 3, 1) if layout == "offset channels_last" else x
+        shape = values.shape
+        values = torch.cat([values.flatten()[:1], values.flatten()])[1:].reshape(shape)
+        x = values.permute(0, 3, 1, 2) if layout == "offset channels_last" else values
         assert x.storage_offset() == 1
     assert torch.equal(call(case, backend, device, torch.float16, x), expected)
 

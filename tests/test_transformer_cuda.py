@@ -164,6 +164,34 @@ def test_packing_folds_norms_scale_and_halves() -> None:
     torch.testing.assert_close(bias, 0.5 * (layer.fc1_bias + layer.fc1_weight @ layer.norm2_bias)[:16])
 
 
+def test_packing_joins_the_last_channels_of_keys_and_values() -> None:
+    """Heads of 20: K and V have two whole tiles each and share the last, and Q's last panel has four columns."""
+    dim, heads, head_dim = 80, 4, 20
+    weights = verify.random_weights("transformer", (16, dim, 32, 1, 16), torch.Generator().manual_seed(0))
+    stream = transformer.pack_stream(weights, torch.float16, heads, instances_for(dim, heads)[0])
+    chunks = [stream.weights[16 * begin : 16 * (begin + units)] for begin, units in stream.table.tolist()]
+    layer = weights.layers[0]
+    matrix = (layer.qkv_weight * layer.norm1_weight).t().reshape(dim, 3, heads, head_dim)
+    whole, half, quarter = 256 * dim // 8 + 128, 128 * dim // 8 + 64, 64 * dim // 8 + 64
+    close = {"rtol": 2**-10, "atol": 1e-6}
+    for head in range(heads):
+        keys_values, query = chunks[1 + 2 * head], chunks[2 + 2 * head]
+        assert keys_values.numel() == 2 * whole + half
+        assert query.numel() == whole + quarter
+        for i, tensor in ((0, 1), (1, 2)):
+            got = panel_columns(keys_values[i * whole : (i + 1) * whole], dim)[0]
+            torch.testing.assert_close(got, matrix[:, tensor, head, :16], **close)
+        values = keys_values[2 * whole :][: 128 * dim // 8].view(torch.float16).float().reshape(dim // 16, 32, 2, 2)
+        last = values.reshape(dim // 16, 8, 4, 2, 2).permute(0, 3, 2, 4, 1).reshape(dim, 8)
+        expected = torch.cat([matrix[:, 1, head, 16:], matrix[:, 2, head, 16:]], dim=1)
+        torch.testing.assert_close(last, expected, **close)
+        sums = keys_values[2 * whole + 128 * dim // 8 :].view(torch.float32)[8:]
+        torch.testing.assert_close(sums, last.sum(0), rtol=1e-5, atol=1e-5)
+        values = query[whole:][: 64 * dim // 8].view(torch.float16).float()
+        last = values.reshape(dim // 16, 4, 4, 2, 2).permute(0, 3, 2, 4, 1).reshape(dim, 4)
+        torch.testing.assert_close(last, head_dim**-0.5 * math.log2(math.e) * matrix[:, 0, head, 16:], **close)
+
+
 def test_packing_is_pure() -> None:
     weights = case_of(64, (4, 4)).build()[1]
     first, second = (mvk.pack(weights, torch.float16, backend="simt") for _ in range(2))
@@ -203,12 +231,30 @@ def test_general_shapes(case, dtype, backend, device) -> None:
     check(case, backend, dtype, device)
 
 
+@pytest.mark.parametrize("batch", [0, 1, 3, 5])
+@sizes_of_blocks
+@on_kernels
+def test_any_batch(batch, size, backend, device) -> None:
+    """35 tokens in 64 rows."""
+    skip_unless_available(backend)
+    case = case_of(80, (14, 10), batch=batch, layers=1, channels=24)
+    if batch > 0:
+        check(case, backend, torch.float16, device, size)
+    else:
+        x, weights, options = case.build()
+        packed = mvk.pack(weights, torch.float16, device, backend)
+        assert mvk.ops.transformer(x.to(device, torch.float16), packed, **options).shape == (0, 24, 14, 10)
+
+
+@pytest.mark.parametrize(
+    ("map_size", "size"), [((8, 12), "large"), ((16, 20), "small")], ids=["one launch", "split"]
+)  # fmt: skip
 @dtypes
 @on_kernels
-def test_large_logits(dtype, backend, device) -> None:
+def test_large_logits(map_size, size, dtype, backend, device) -> None:
     """Scores of thousands: softmax stays finite, and is an argmax."""
     skip_unless_available(backend)
-    case = case_of(64, (8, 12), layers=1)
+    case = case_of(64, map_size, layers=1)
     x, weights, options = case.build()
     layer = weights.layers[0]
     big = torch.cat([layer.qkv_weight[:128] * 40, layer.qkv_weight[128:]])
@@ -216,7 +262,8 @@ def test_large_logits(dtype, backend, device) -> None:
         **{**weights.__dict__, "layers": (type(layer)(**{**layer.__dict__, "qkv_weight": big}),)}
     )
     x = x.to(device, dtype)
-    result = mvk.ops.transformer(x, mvk.pack(weights, dtype, device, backend), **options)
+    with blocks(backend, size):
+        result = mvk.ops.transformer(x, mvk.pack(weights, dtype, device, backend), **options)
     truth = verify.reference("transformer", x, weights, **options)
     stock = verify.reference("transformer", x, weights, dtype=dtype, **options)
     assert result.isfinite().all()
@@ -282,18 +329,35 @@ def test_small_and_large_blocks_agree_bit_for_bit(case, backend, device) -> None
 # --- what only the simulator sees ------------------------------------------------------------------------------------
 
 
+def one_block(tokens: int, dim: int, patch: tuple[int, int]) -> StageCase:
+    """A published number of tokens and width: sequences that fill one large block, two layers, all else narrow."""
+    side = math.isqrt(tokens)
+    sequences = instances_for(dim, 4)[0].rows // tokens
+    batch = sequences // (patch[0] * patch[1])
+    sizes = (16, dim, 48, 2, 16)
+    x_shape = (batch, 16, side * patch[0], side * patch[1])
+    return StageCase("transformer", sizes, x_shape, {"num_heads": 4, "patch_size": patch})
+
+
 @pytest.mark.parametrize(
-    ("case", "size"),
+    "case",
     [
-        (case_of(64, (6, 10), layers=1, channels=16), "large"),
-        (case_of(80, (10, 8), layers=1, channels=16), "small"),
-        (case_of(144, (8, 8), layers=1, channels=16), "large"),
-        (case_of(240, (4, 4), layers=1, channels=16), "small"),
-        (case_of(64, (9, 11), layers=2, patch=(1, 1), channels=16), "small"),  # split
+        one_block(256, 64, (1, 1)),
+        one_block(64, 80, (2, 2)),
+        one_block(16, 96, (2, 2)),
+        one_block(256, 96, (1, 1)),
+        one_block(64, 120, (2, 2)),
+        one_block(16, 144, (2, 2)),
+        one_block(256, 144, (1, 1)),
+        one_block(64, 192, (1, 2)),
+        one_block(16, 240, (2, 2)),
+        case_of(64, (9, 11), layers=2, patch=(1, 1), channels=16),  # 99 tokens: the last small block is half empty
     ],
     ids=str,
 )
-def test_silent_under_20_schedules(case: StageCase, size: str) -> None:
+@sizes_of_blocks
+def test_silent_under_many_schedules(case: StageCase, size: str, schedules: range) -> None:
+    """All nine published pairs of tokens and width: no report, the same bits and the same counts in every order."""
     skip_unless_available("simt")
     library = simt.library()
     x, weights, options = case.build()
@@ -302,7 +366,7 @@ def test_silent_under_20_schedules(case: StageCase, size: str) -> None:
     results = []
     try:
         with blocks("simt", size):
-            for seed in range(20):
+            for seed in schedules:
                 library.set_seed(seed)
                 library.reset_counters()
                 results.append((mvk.ops.transformer(x, packed, **options), library.counters()))
@@ -311,6 +375,19 @@ def test_silent_under_20_schedules(case: StageCase, size: str) -> None:
     for result, counted in results[1:]:
         assert torch.equal(result, results[0][0])
         assert counted == results[0][1]
+
+
+def test_the_schedules_are_of_all_published_pairs() -> None:
+    published = {(x_shape[2] * x_shape[3] // 4, sizes[1]) for sizes, x_shape in PUBLISHED}
+    (parameters,) = (
+        mark.args[1] for mark in test_silent_under_many_schedules.pytestmark if mark.args[0] == "case"
+    )  # fmt: skip
+    pairs = set()
+    for case in parameters:
+        patch = case.options["patch_size"]
+        pairs.add((case.x_shape[2] * case.x_shape[3] // (patch[0] * patch[1]), case.sizes[1]))
+    assert len(published) == 9
+    assert published < pairs
 
 
 def test_a_table_too_long_is_reported() -> None:

@@ -5,8 +5,10 @@
 // columns, one product's result is the next one's operand without a shuffle.
 //
 // Two shapes of weights, both of B fragments in the order of lanes (mobilevit_kernels/native/fragments.py):
-//   panel  all K rows × 16 columns: [k-step of 16][lane][4 words], then [lane][2 words] for a last k-step of 8
-//   slab   16 rows × all N columns: [pair of 8-column tiles][lane][4 words]
+//   panel  all K rows × 16 columns: [k-step of 16][lane][4 words], then [lane][2 words] for a last k-step of 8;
+//          or × 8 columns: [k-step of 16][lane][2 words];
+//          or × 4 columns: the same for lanes 0 … 15 alone, whose columns these are
+//   slab   16 rows × all N columns: [pair of 8-column tiles][lane][4 words], then [lane][2 words] for a last tile alone
 #pragma once
 
 #include "math.cuh"
@@ -15,8 +17,9 @@
 
 namespace mvk {
 
-// Elements of a panel's B fragments for 8·tiles rows.
-MVK_HOST_DEVICE constexpr int panel_elements(int tiles) { return tiles * 128; }
+// Elements of a panel's B fragments for 8·tiles rows, and of a slab's for 8·tiles columns.
+MVK_HOST_DEVICE constexpr int panel_elements(int tiles, int columns = 16) { return tiles * columns * 8; }
+MVK_HOST_DEVICE constexpr int slab_elements(int tiles) { return tiles * 128; }
 
 // Rows of a warp, 8·kTiles channels each, as A operands.
 template <class T, int kRowTiles, int kTiles>
@@ -32,19 +35,27 @@ struct RowFragments {
   }
 };
 
-// sums[m][j] += rows · panel for the first kColumnTiles of its two 8-column tiles, with 8·kTiles channels a row;
-// fragment_of(m, step) is the A fragment of a k-step.
-template <int kTiles, int kColumnTiles, int kRowTiles, class T, class FragmentOf>
+// sums[m][j] += rows · panel for its kColumns columns, with 8·kTiles channels a row; fragment_of(m, step) is the A
+// fragment of a k-step.
+template <int kTiles, int kColumns, int kRowTiles, class T, class FragmentOf>
 MVK_DEVICE void multiply_panel(FragmentC (&sums)[kRowTiles][2], Shared<T> panel, const FragmentOf& fragment_of) {
+  static_assert(kColumns == 16 || ((kColumns == 8 || kColumns == 4) && kTiles % 2 == 0),
+                "a panel of fewer than 16 columns has whole k-steps only");
+  using Words = typename Select<kColumns == 16, Words4, Words2>::Type;
   const int lane = lane_index();
 #pragma unroll
   for (int step = 0; step < kTiles / 2; ++step) {
-    const Words4 words = panel.template load<Words4>((step * 32 + lane) * 8);
+    Words words{};
+    if (kColumns >= 8 || lane < 4 * kColumns) {
+      words = panel.template load<Words>(panel_elements(2, kColumns) * step + lane * (kColumns == 16 ? 8 : 4));
+    }
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m) {
       const FragmentA<T> a = fragment_of(m, step);
-      mma_m16n8k16(sums[m][0], a, FragmentB<T>{{{words.word[0]}, {words.word[1]}}});
-      if (kColumnTiles == 2) mma_m16n8k16(sums[m][1], a, FragmentB<T>{{{words.word[2]}, {words.word[3]}}});
+#pragma unroll
+      for (int j = 0; j < ceil_div(kColumns, 8); ++j) {
+        mma_m16n8k16(sums[m][j], a, FragmentB<T>{{{words.word[2 * j]}, {words.word[2 * j + 1]}}});
+      }
     }
   }
   if constexpr (kTiles % 2 != 0) {
@@ -53,7 +64,7 @@ MVK_DEVICE void multiply_panel(FragmentC (&sums)[kRowTiles][2], Shared<T> panel,
     for (int m = 0; m < kRowTiles; ++m) {
       const FragmentA<T> a = fragment_of(m, kTiles / 2);
       mma_m16n8k8(sums[m][0], a, FragmentB<T>{{{words.word[0]}, {}}});
-      if (kColumnTiles == 2) mma_m16n8k8(sums[m][1], a, FragmentB<T>{{{words.word[1]}, {}}});
+      mma_m16n8k8(sums[m][1], a, FragmentB<T>{{{words.word[1]}, {}}});
     }
   }
 }
@@ -64,14 +75,19 @@ MVK_DEVICE void multiply_slab(FragmentC (&sums)[kRowTiles][kTiles], const Fragme
                               Shared<T> slab) {
   const int lane = lane_index();
 #pragma unroll
-  for (int tile = 0; tile < kTiles; tile += 2) {
+  for (int tile = 0; tile + 1 < kTiles; tile += 2) {
     const Words4 words = slab.template load<Words4>((tile / 2 * 32 + lane) * 8);
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m) {
       mma_m16n8k16(sums[m][tile], a[m], FragmentB<T>{{{words.word[0]}, {words.word[1]}}});
-      if (tile + 1 < kTiles) {
-        mma_m16n8k16(sums[m][tile + 1], a[m], FragmentB<T>{{{words.word[2]}, {words.word[3]}}});
-      }
+      mma_m16n8k16(sums[m][tile + 1], a[m], FragmentB<T>{{{words.word[2]}, {words.word[3]}}});
+    }
+  }
+  if constexpr (kTiles % 2 != 0) {
+    const Words2 words = slab.template load<Words2>(kTiles / 2 * 256 + lane * 4);
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m) {
+      mma_m16n8k16(sums[m][kTiles - 1], a[m], FragmentB<T>{{{words.word[0]}, {words.word[1]}}});
     }
   }
 }
@@ -119,19 +135,22 @@ MVK_DEVICE void layer_norm_lines(RowLines<kRowTiles>& lines, const RowFragments<
   }
 }
 
-// A panel behind a LayerNorm holds, after its fragments, 16 biases and 16 column sums of the weights (floats): with
-// x̂ = scale·x + shift, x̂·W + b = scale·(x·W) + shift·Σₖ Wₖ + b. The product takes the rows as they are.
+// A panel behind a LayerNorm holds, after its fragments, the biases and then the sums of the weights of its columns
+// (floats; 8 of each where it has 4 columns): with x̂ = scale·x + shift, x̂·W + b = scale·(x·W) + shift·Σₖ Wₖ + b. The
+// product takes the rows as they are.
+template <int kColumns>
 struct PanelEnds {
-  Floats2 bias[2];  // of this lane's two columns in each 8-column tile
-  Floats2 column_sum[2];
+  static constexpr int kTiles = ceil_div(kColumns, 8);
+  Floats2 bias[kTiles];  // of this lane's two columns in each 8-column tile
+  Floats2 column_sum[kTiles];
 
   template <class T>
   MVK_DEVICE PanelEnds(Shared<T> panel, int tiles) {
-    const int t = lane_index() % 4;
+    const int first = panel_elements(tiles, kColumns) + lane_index() % 4 * 4;
 #pragma unroll
-    for (int j = 0; j < 2; ++j) {
-      bias[j] = panel.template load<Floats2>(panel_elements(tiles) + (8 * j + 2 * t) * 2);
-      column_sum[j] = panel.template load<Floats2>(panel_elements(tiles) + 32 + (8 * j + 2 * t) * 2);
+    for (int j = 0; j < kTiles; ++j) {
+      bias[j] = panel.template load<Floats2>(first + 16 * j);
+      column_sum[j] = panel.template load<Floats2>(first + 16 * (kTiles + j));
     }
   }
 
@@ -144,7 +163,7 @@ struct PanelEnds {
     }
   }
 };
-// Elements of a panel with its ends.
+// Elements of a panel of 16 columns with its ends.
 MVK_HOST_DEVICE constexpr int norm_panel_elements(int tiles) { return panel_elements(tiles) + 64; }
 
 }  // namespace mvk

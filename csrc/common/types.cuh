@@ -62,6 +62,16 @@ struct IsSame<A, A> {
   static constexpr bool value = true;
 };
 
+// A where kFirst, else B.
+template <bool kFirst, class A, class B>
+struct Select {
+  using Type = A;
+};
+template <class A, class B>
+struct Select<false, A, B> {
+  using Type = B;
+};
+
 // A number as a type, for a lambda that needs it at compile time.
 template <int kValue>
 struct Constant {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mobilevit_kernels import canonical, native
 from mobilevit_kernels.canonical import EncoderLayerWeights, TransformerWeights
-from mobilevit_kernels.native.fragments import pad_to, to_b_fragment_tail, to_b_fragments
+from mobilevit_kernels.native.fragments import pad_to, to_b_fragment_tail, to_b_fragments, to_b_tiles
 from mobilevit_kernels.native.launches import Launch, Library, Slot, execute, map_slot
 from mobilevit_kernels.native.transformer_plan import (
     DEFAULT_HEADS,
@@ -62,23 +62,33 @@ def _bytes(x: Tensor) -> Tensor:
 
 
 def _slabs(matrix: Tensor, dtype: torch.dtype) -> Tensor:
-    """(K, N) → (K/16, bytes): 16 rows and all columns each."""
-    return to_b_fragments(matrix).to(dtype).flatten(1).view(torch.uint8)
+    """(K, N) → (K/16, bytes): 16 rows and all columns each. N is a multiple of 8."""
+    tiles = matrix.shape[1] // 8
+    fragments = to_b_fragments(matrix).to(dtype)
+    parts = [fragments[:, : tiles // 2].flatten(1)]
+    if tiles % 2:
+        parts.append(fragments[:, -1, :, :4].flatten(1))  # of the last pair its first tile
+    return torch.cat(parts, dim=1).view(torch.uint8)
 
 
-def _norm_panels(matrix: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
-    """(K, N) and (N,) → (N/16, bytes): 16 columns and all K rows, their biases, their sums of the rounded weights.
+def _norm_panels(matrix: Tensor, bias: Tensor, dtype: torch.dtype, width: int = 16) -> Tensor:
+    """(K, N) and (N,) → (N/width, bytes): ``width`` columns and all K rows, their biases, their sums of the rounded
+    weights.
 
-    K is a multiple of 8.
+    K is a multiple of 8. Panels are 16 columns wide or, where K is a multiple of 16, 8 or 4.
     """
-    columns = -(-matrix.shape[1] // 16) * 16
-    matrix, bias = pad_to(matrix, matrix.shape[0], columns).to(dtype).float(), pad_to(bias, columns)
+    panels = -(-matrix.shape[1] // width)
+    matrix, bias = pad_to(matrix, matrix.shape[0], panels * width).to(dtype).float(), pad_to(bias, panels * width)
+    sums = matrix.double().sum(0).float()
+    if width == 4:  # half a tile: the lanes of the other half hold nothing
+        matrix = pad_to(matrix.reshape(-1, panels, 4), matrix.shape[0], panels, 8).flatten(1)
     whole = matrix.shape[0] // 16 * 16
-    parts = [to_b_fragments(matrix[:whole]).transpose(0, 1).to(dtype).flatten(1).view(torch.uint8)]
+    fragments = to_b_fragments(matrix[:whole]) if width == 16 else to_b_tiles(matrix)[:, :, : 4 * width]
+    parts = [fragments.transpose(0, 1).to(dtype).flatten(1).view(torch.uint8)]
     if whole < matrix.shape[0]:
         parts.append(to_b_fragment_tail(matrix[whole:]).to(dtype).flatten(1).view(torch.uint8))
-    ends = torch.stack([bias.reshape(-1, 16), matrix.double().sum(0).float().reshape(-1, 16)], dim=1)
-    parts.append(ends.flatten(1).contiguous().view(torch.uint8))
+    ends = torch.stack([bias.reshape(panels, width), sums.reshape(panels, width)], dim=1)
+    parts.append(pad_to(ends, panels, 2, max(width, 8)).flatten(1).contiguous().view(torch.uint8))
     return torch.cat(parts, dim=1)
 
 
@@ -97,6 +107,10 @@ def _heads_of(x: Tensor, num_heads: int, head_tiles: int) -> Tensor:
     return pad_to(heads, num_heads, 8 * head_tiles, *x.shape[1:])
 
 
+def _in_groups(records: list[Tensor], size: int) -> list[list[Tensor]]:
+    return [records[i : i + size] for i in range(0, len(records), size)]
+
+
 class _Builder:
     """Puts chunks one behind the other and remembers where they are."""
 
@@ -105,12 +119,12 @@ class _Builder:
         self.parts: list[Tensor] = []
         self.end = 0
 
-    def add(self, records: Tensor, a_chunk: int | None = None) -> list[tuple[int, int]]:
-        """Adds (count, bytes) records, up to ``a_chunk`` of them a chunk; the chunks' places."""
+    def add(self, records: Iterable[Tensor], a_chunk: int | None = None) -> list[tuple[int, int]]:
+        """Adds records of bytes, up to ``a_chunk`` of them a chunk; the chunks' places."""
         places = []
-        for chunk in records.split(a_chunk or self.panels):
-            units = chunk.numel() // 16
-            self.parts.append(chunk.flatten())
+        for chunk in _in_groups(list(records), a_chunk or self.panels):
+            units = sum(record.numel() for record in chunk) // 16
+            self.parts += chunk
             places.append((self.end, units))
             self.end += units
         return places
@@ -167,8 +181,12 @@ def pack_stream(weights: TransformerWeights, dtype: torch.dtype, num_heads: int,
 
 def _attention_panels(
     layer: EncoderLayerWeights, num_heads: int, head_dim: int, instance: Instance, dtype: torch.dtype
-) -> tuple[list[Tensor], list[Tensor]]:
-    """The panels of W_q, and those of W_k and W_v together, of each head."""
+) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
+    """The panels of W_q, and those of W_k and W_v together, of each head.
+
+    The last panel of W_q has 8 columns where a head has an odd number of 8-channel tiles, or 4. Where the instance is
+    ``joined``, the whole tiles of K and V come first, and a panel of 8 columns has the four last of each.
+    """
     scales = (head_dim**-0.5 * math.log2(math.e), 1.0, 1.0)
     matrices, biases = [], []
     for weight, bias, scale in zip(layer.qkv_weight.chunk(3), layer.qkv_bias.chunk(3), scales, strict=True):
@@ -176,11 +194,23 @@ def _attention_panels(
         matrix = pad_to(matrix, instance.dim, matrix.shape[1])
         matrices.append(_heads_of(matrix.t(), num_heads, instance.head_tiles).transpose(1, 2))
         biases.append(_heads_of(folded, num_heads, instance.head_tiles))
-    query = [_norm_panels(matrices[0][h], biases[0][h], dtype) for h in range(num_heads)]
-    key_value = [
-        _norm_panels(torch.cat([matrices[1][h], matrices[2][h]], dim=1), torch.cat([biases[1][h], biases[2][h]]), dtype)
-        for h in range(num_heads)
-    ]
+    query, key_value = [], []
+    width = 8 * instance.head_tiles
+    last = 4 if instance.joined else 8
+    for head in range(num_heads):
+        (q, k, v), (q_bias, k_bias, v_bias) = ([part[head] for part in parts] for parts in (matrices, biases))
+        panels = [*_norm_panels(q[:, : width // 16 * 16], q_bias[: width // 16 * 16], dtype)]
+        if instance.head_tiles % 2:
+            panels += _norm_panels(q[:, width - 8 :][:, :last], q_bias[width - 8 :][:last], dtype, last)
+        query.append(panels)
+        whole = width - 8 if instance.joined else width
+        kv, kv_bias = torch.cat([k[:, :whole], v[:, :whole]], dim=1), torch.cat([k_bias[:whole], v_bias[:whole]])
+        panels = [*_norm_panels(kv, kv_bias, dtype)]
+        if instance.joined:
+            rest = slice(whole, whole + 4)
+            kv, kv_bias = torch.cat([k[:, rest], v[:, rest]], dim=1), torch.cat([k_bias[rest], v_bias[rest]])
+            panels += _norm_panels(kv, kv_bias, dtype, 8)
+        key_value.append(panels)
     return query, key_value
 
 

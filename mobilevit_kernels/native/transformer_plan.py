@@ -42,8 +42,14 @@ class Instance:
 
     @property
     def panels(self) -> int:
-        """Panels or slabs of a chunk (``TransformerConfig::kPanels``): all that the packing needs to know."""
+        """Panels or slabs of a chunk (``TransformerConfig::kPanels``): the packing needs to know it."""
         return 4 if self.dim <= 96 else 2
+
+    @property
+    def joined(self) -> bool:
+        """Whether the last channels of a head's K and V, at most four each, share a tile
+        (``TransformerConfig::kJoined``)."""
+        return not self.padded and 1 <= self.dim // DEFAULT_HEADS % 8 <= 4
 
 
 # Large, for throughput: eight warps, of 32 rows where the registers allow it, so that each weight fragment serves two
