@@ -12,6 +12,7 @@ struct LaunchShape {
   int blocks_y;
   int threads;       // a multiple of 32
   int shared_bytes;  // dynamic shared memory of a block
+  int cluster = 1;   // blocks of a cluster, along x: at most 8, a divisor of blocks_x; more than one needs sm_90
 };
 
 }  // namespace mvk
@@ -76,6 +77,15 @@ Status launch(const char* name, const LaunchShape& shape, Stream stream, const P
   config.blockDim = dim3(static_cast<unsigned>(shape.threads));
   config.dynamicSmemBytes = static_cast<std::size_t>(shape.shared_bytes);
   config.stream = stream;
+  cudaLaunchAttribute cluster = {};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim.x = static_cast<unsigned>(shape.cluster);
+  cluster.val.clusterDim.y = 1;
+  cluster.val.clusterDim.z = 1;
+  if (shape.cluster > 1) {
+    config.attrs = &cluster;
+    config.numAttrs = 1;
+  }
   error = cudaLaunchKernelEx(&config, kKernel, params);
   if (error != cudaSuccess) {
     cudaGetLastError();

@@ -47,6 +47,9 @@ class Counters:
     shuffles: int
     block_barriers: int
     warp_barriers: int
+    cluster_barriers: int
+    remote_read_bytes: int
+    remote_write_bytes: int
 
 
 @dataclass(frozen=True)
