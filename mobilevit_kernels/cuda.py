@@ -140,6 +140,10 @@ class CudaLibrary:
         count: int = torch.cuda.get_device_properties(device).multi_processor_count
         return count
 
+    def has_clusters(self, device: torch.device) -> bool:
+        """Whether ``device`` has thread-block clusters: from compute capability 9.0 on."""
+        return torch.cuda.get_device_capability(device) >= (9, 0)
+
 
 @functools.lru_cache(maxsize=1)
 def library() -> CudaLibrary:

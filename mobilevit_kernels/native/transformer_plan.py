@@ -6,15 +6,21 @@ import functools
 from dataclasses import dataclass
 
 __all__ = [
+    "CLUSTER_BLOCKS",
+    "CLUSTER_INSTANCES",
     "DEFAULT_HEADS",
     "INSTANCES",
     "MAX_DIM",
     "MAX_HEAD_DIM",
+    "ClusterInstance",
+    "ClusterPlan",
     "Instance",
     "Plan",
+    "cluster_instances_for",
     "instances_for",
     "lay_out",
     "plan",
+    "plan_clusters",
     "tiles_of",
 ]
 
@@ -146,3 +152,125 @@ def plan(candidates: tuple[Instance, ...], tokens: int, sequences: int, num_laye
     if small.blocks <= _BLOCKS_A_MULTIPROCESSOR * multiprocessors:
         return small
     return lay_out(candidates[0], tokens, sequences, num_layers)
+
+
+CLUSTER_BLOCKS = 8  # the most that every GPU with clusters takes
+
+
+@dataclass(frozen=True)
+class ClusterInstance:
+    """One compiled kernel of csrc/transformer_cluster.cuh; csrc/transformer_cluster_launch.cuh has the same table.
+
+    Attributes:
+        dim: channels of a row; heads have a fourth of them.
+        rows: of the sequences of a cluster.
+    """
+
+    dim: int
+    rows: int
+
+    @property
+    def head_tiles(self) -> int:
+        """8-channel tiles of a head."""
+        return tiles_of(self.dim, DEFAULT_HEADS)
+
+    @property
+    def column_blocks(self) -> int:
+        """Blocks that share the columns of each product; all that the packing needs to know beside ``dim``."""
+        return CLUSTER_BLOCKS // (2 if self.rows > 64 else 1)
+
+    @property
+    def dim_slice(self) -> int:
+        """8-column tiles of X that a block computes."""
+        return -(-(self.dim // 8) // self.column_blocks)
+
+    @property
+    def hidden_slice(self) -> int:
+        """8-column tiles of the MLP's hidden layer that a block computes."""
+        return -(-(self.dim // 4) // self.column_blocks)
+
+    @property
+    def attention_slice(self) -> int:
+        """8-column tiles of the Q, K and V of a head that a block computes."""
+        return -(-3 * self.head_tiles * DEFAULT_HEADS // self.column_blocks)
+
+    @property
+    def max_in_channels(self) -> int:
+        """W_in takes the place of a layer's W_2."""
+        return 2 * self.dim
+
+    @property
+    def max_out_channels(self) -> int:
+        """W_out takes the place of a layer's W_q, W_k and W_v."""
+        return 8 * self.attention_slice * self.column_blocks
+
+
+# The published shapes: 256 tokens, rows in two groups; 64 tokens; 16 tokens, one sequence a cluster for the smallest
+# batches, and four, whose products read each weight for four times as many rows.
+CLUSTER_INSTANCES = (
+    ClusterInstance(64, 256),
+    ClusterInstance(96, 256),
+    ClusterInstance(144, 256),
+    ClusterInstance(80, 64),
+    ClusterInstance(120, 64),
+    ClusterInstance(192, 64),
+    ClusterInstance(96, 16),
+    ClusterInstance(144, 16),
+    ClusterInstance(240, 16),
+    ClusterInstance(96, 64),
+    ClusterInstance(144, 64),
+    ClusterInstance(240, 64),
+)
+
+
+@dataclass(frozen=True)
+class ClusterPlan:
+    """How a stage is launched on clusters.
+
+    Attributes:
+        instance: the kernel.
+        sequence_rows: rows of a sequence, padding included.
+        clusters: of the grid.
+    """
+
+    instance: ClusterInstance
+    sequence_rows: int
+    clusters: int
+
+
+@functools.cache
+def cluster_instances_for(dim: int, num_heads: int, mlp_dim: int) -> tuple[ClusterInstance, ...]:
+    """The instances for exactly these sizes, smallest clusters first. () where there is none."""
+    if num_heads != DEFAULT_HEADS or mlp_dim != 2 * dim:
+        return ()
+    return tuple(sorted((i for i in CLUSTER_INSTANCES if i.dim == dim), key=lambda i: i.rows))
+
+
+@functools.lru_cache(maxsize=1024)
+def plan_clusters(
+    candidates: tuple[ClusterInstance, ...], tokens: int, sequences: int, multiprocessors: int
+) -> ClusterPlan | None:
+    """The launch of a shape on clusters; None: the batch is too large for them, or no instance fits the sequence.
+
+    A cluster takes eight multiprocessors, so that a small batch spreads over the GPU; it pays as long as all clusters
+    run at once. With sequences of 17 to 64 tokens it is two rounds: the other kernel has a block of its own for each
+    sequence there, which is expected to take three times as long as a cluster. Reasoned, not measured.
+
+    Args:
+        candidates: of :func:`cluster_instances_for`, without those that do not fit into shared memory.
+        tokens: of a sequence, N.
+        sequences: B·P.
+        multiprocessors: of the GPU.
+    """
+    at_once = multiprocessors // CLUSTER_BLOCKS
+    for instance in candidates:
+        if instance.rows > 64:  # one sequence, at most half of its rows padding
+            fits, rows = instance.rows < 2 * tokens <= 2 * instance.rows, instance.rows
+        else:
+            fits, rows = tokens <= instance.rows, 16 if tokens <= 16 else -(-tokens // 32) * 32
+        if not fits:
+            continue
+        clusters = -(-sequences // (instance.rows // rows))
+        if clusters <= (2 if rows == instance.rows == 64 else 1) * at_once:
+            return ClusterPlan(instance, rows, clusters)
+    return None

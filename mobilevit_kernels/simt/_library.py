@@ -95,6 +95,14 @@ _ARGUMENTS: dict[str, Any] = {
         (_FLOAT, "epsilon"),
         (_BOOL, "split activation bfloat16"),
     ),
+    "transformer_cluster": _structure(
+        "TransformerClusterArguments",
+        (_POINTER, "x weights y"),
+        (_INT, "batch height width in_channels dim num_layers out_channels patch_height patch_width"),
+        (_INT, "cluster_rows sequence_rows weight_units"),
+        (_FLOAT, "epsilon"),
+        (_BOOL, "activation bfloat16"),
+    ),
     "unfold_attention_fold": _structure(
         "UnfoldAttentionFoldArguments",
         (_POINTER, "qkv y"),
@@ -217,6 +225,10 @@ class SimtLibrary:
     def multiprocessors(self, device: torch.device) -> int:
         """Of the simulated GPU: as many as an H200 has unless set otherwise."""
         return self._multiprocessors
+
+    def has_clusters(self, device: torch.device) -> bool:
+        """The simulated GPU has thread-block clusters."""
+        return True
 
     def set_multiprocessors(self, count: int = MULTIPROCESSORS) -> None:
         """Simulates a GPU with ``count`` multiprocessors, as far as the choice of a variant goes."""
