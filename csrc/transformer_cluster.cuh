@@ -51,7 +51,7 @@ namespace mvk {
 MVK_HOST_DEVICE constexpr int odd_pitch(int tiles) { return (tiles | 1) * 8; }
 
 // Sizes that the kernel, its launcher and (by name) its packing share; everything in them is known before the launch.
-template <class T, int kDimOf, int kHeadTilesOf, int kClusterRowsOf>
+template <class T, int kDimOf, int kHeadTilesOf, int kClusterRowsOf, int kRowGroupsOf>
 struct TransformerClusterConfig {
   using Type = T;
   static constexpr int kBlocks = 8;  // of a cluster: the most that every GPU with clusters takes
@@ -61,7 +61,7 @@ struct TransformerClusterConfig {
   static constexpr int kDim = kDimOf;
   static constexpr int kHeadTiles = kHeadTilesOf;      // 8-channel tiles of a head, padding included
   static constexpr int kClusterRows = kClusterRowsOf;  // rows of the sequences of a cluster
-  static constexpr int kRowGroups = kClusterRows > 64 ? 2 : 1;
+  static constexpr int kRowGroups = kRowGroupsOf;
   static constexpr int kColumnBlocks = kBlocks / kRowGroups;
   static constexpr int kRows = kClusterRows / kRowGroups;  // rows that a block works on
 

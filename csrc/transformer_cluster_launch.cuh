@@ -76,18 +76,18 @@ constexpr TransformerClusterInstance transformer_cluster_instance() {
 template <class T>
 TransformerClusterInstances transformer_cluster_instances() {
   static constexpr TransformerClusterInstance kInstances[] = {
-      transformer_cluster_instance<TransformerClusterConfig<T, 64, 2, 256>>(),
-      transformer_cluster_instance<TransformerClusterConfig<T, 96, 3, 256>>(),
-      transformer_cluster_instance<TransformerClusterConfig<T, 144, 5, 256>>(),
-      transformer_cluster_instance<TransformerClusterConfig<T, 80, 3, 64>>(),
-      transformer_cluster_instance<TransformerClusterConfig<T, 120, 4, 64>>(),
-      transformer_cluster_instance<TransformerClusterConfig<T, 192, 6, 64>>(),
-      transformer_cluster_instance<TransformerClusterConfig<T, 96, 3, 16>>(),
-      transformer_cluster_instance<TransformerClusterConfig<T, 144, 5, 16>>(),
-      transformer_cluster_instance<TransformerClusterConfig<T, 240, 8, 16>>(),
-      transformer_cluster_instance<TransformerClusterConfig<T, 96, 3, 64>>(),
-      transformer_cluster_instance<TransformerClusterConfig<T, 144, 5, 64>>(),
-      transformer_cluster_instance<TransformerClusterConfig<T, 240, 8, 64>>(),
+      transformer_cluster_instance<TransformerClusterConfig<T, 64, 2, 256, 2>>(),
+      transformer_cluster_instance<TransformerClusterConfig<T, 96, 3, 256, 2>>(),
+      transformer_cluster_instance<TransformerClusterConfig<T, 144, 5, 256, 2>>(),
+      transformer_cluster_instance<TransformerClusterConfig<T, 80, 3, 64, 2>>(),
+      transformer_cluster_instance<TransformerClusterConfig<T, 120, 4, 64, 2>>(),
+      transformer_cluster_instance<TransformerClusterConfig<T, 192, 6, 64, 2>>(),
+      transformer_cluster_instance<TransformerClusterConfig<T, 96, 3, 16, 1>>(),
+      transformer_cluster_instance<TransformerClusterConfig<T, 144, 5, 16, 1>>(),
+      transformer_cluster_instance<TransformerClusterConfig<T, 240, 8, 16, 1>>(),
+      transformer_cluster_instance<TransformerClusterConfig<T, 96, 3, 64, 1>>(),
+      transformer_cluster_instance<TransformerClusterConfig<T, 144, 5, 64, 1>>(),
+      transformer_cluster_instance<TransformerClusterConfig<T, 240, 8, 64, 1>>(),
   };
   return {kInstances, sizeof(kInstances) / sizeof(kInstances[0])};
 }

@@ -164,10 +164,12 @@ class ClusterInstance:
     Attributes:
         dim: channels of a row; heads have a fourth of them.
         rows: of the sequences of a cluster.
+        row_groups: into which these are split; the blocks of one share the columns of every product.
     """
 
     dim: int
     rows: int
+    row_groups: int
 
     @property
     def head_tiles(self) -> int:
@@ -177,7 +179,7 @@ class ClusterInstance:
     @property
     def column_blocks(self) -> int:
         """Blocks that share the columns of each product; all that the packing needs to know beside ``dim``."""
-        return CLUSTER_BLOCKS // (2 if self.rows > 64 else 1)
+        return CLUSTER_BLOCKS // self.row_groups
 
     @property
     def dim_slice(self) -> int:
@@ -208,18 +210,18 @@ class ClusterInstance:
 # The published shapes: 256 tokens, rows in two groups; 64 tokens; 16 tokens, one sequence a cluster for the smallest
 # batches, and four, whose products read each weight for four times as many rows.
 CLUSTER_INSTANCES = (
-    ClusterInstance(64, 256),
-    ClusterInstance(96, 256),
-    ClusterInstance(144, 256),
-    ClusterInstance(80, 64),
-    ClusterInstance(120, 64),
-    ClusterInstance(192, 64),
-    ClusterInstance(96, 16),
-    ClusterInstance(144, 16),
-    ClusterInstance(240, 16),
-    ClusterInstance(96, 64),
-    ClusterInstance(144, 64),
-    ClusterInstance(240, 64),
+    ClusterInstance(64, 256, 2),
+    ClusterInstance(96, 256, 2),
+    ClusterInstance(144, 256, 2),
+    ClusterInstance(80, 64, 2),
+    ClusterInstance(120, 64, 2),
+    ClusterInstance(192, 64, 2),
+    ClusterInstance(96, 16, 1),
+    ClusterInstance(144, 16, 1),
+    ClusterInstance(240, 16, 1),
+    ClusterInstance(96, 64, 1),
+    ClusterInstance(144, 64, 1),
+    ClusterInstance(240, 64, 1),
 )
 
 
