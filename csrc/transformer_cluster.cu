@@ -30,8 +30,8 @@ Status transformer_cluster(const TransformerClusterArguments& a, Stream stream) 
   if (a.batch < 1 || a.height < 1 || a.width < 1 || a.patch_height < 1 || a.patch_width < 1 ||
       a.height % a.patch_height != 0 || a.width % a.patch_width != 0) {
     return fail(Status::kInvalidArgument,
-                "transformer_cluster: expected whole patches, got batch %d, %d × %d pixels, patches of %d × %d", a.batch,
-                a.height, a.width, a.patch_height, a.patch_width);
+                "transformer_cluster: expected whole patches, got batch %d, %d × %d pixels, patches of %d × %d",
+                a.batch, a.height, a.width, a.patch_height, a.patch_width);
   }
   const TransformerClusterInstance* const instance = find_instance(a.dim, a.cluster_rows, a.bfloat16);
   if (instance == nullptr) {

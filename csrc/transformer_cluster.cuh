@@ -28,7 +28,8 @@
 // rows that a warp holds in registers (common/linear.cuh). Weights are the block's own stream, in the order of its use,
 // [step][8-column tile][k-step of 16][lane][4 elements], bias and column sums behind each tile (packing:
 // mobilevit_kernels/native/transformer_cluster.py). Four buffers hold the slices of the four products of a layer; each
-// is filled again as soon as its product is done, so that a whole layer is under way: nothing waits for the L2's latency.
+// is filled again as soon as its product is done, so that a whole layer is under way: nothing waits for the L2's
+// latency.
 //
 // A block and layer, counted from the sizes: (N, D) weights read, exchanged bytes received, mma (m16n8k16), at R rows a
 // cluster.
@@ -47,7 +48,8 @@
 
 namespace mvk {
 
-// Elements of a row of `tiles` 8-channel tiles in shared memory: an odd number of 16-byte units, free of bank conflicts.
+// Elements of a row of `tiles` 8-channel tiles in shared memory: an odd number of 16-byte units, free of bank
+// conflicts.
 MVK_HOST_DEVICE constexpr int odd_pitch(int tiles) { return (tiles | 1) * 8; }
 
 // Sizes that the kernel, its launcher and (by name) its packing share; everything in them is known before the launch.
@@ -65,13 +67,14 @@ struct TransformerClusterConfig {
   static constexpr int kColumnBlocks = kBlocks / kRowGroups;
   static constexpr int kRows = kClusterRows / kRowGroups;  // rows that a block works on
 
-  // The grid of warps: 16·kRowTiles rows each, and every kColumnWarps-th tile of the block's columns.
-  static constexpr int kRowTiles = kRows >= 32 ? 2 : 1;
+  // The grid of warps: 16·kRowTiles rows each, and every kColumnWarps-th tile of the block's columns. Two tiles of rows
+  // of 240 channels do not fit into a warp's registers beside the sums.
+  static constexpr int kTiles = kDim / 8;
+  static constexpr int kRowTiles = kRows >= 32 && kTiles <= 24 ? 2 : 1;
   static constexpr int kRowWarps = kRows / (16 * kRowTiles);
   static constexpr int kColumnWarps = kWarps / kRowWarps;
 
   // Depths of the products in k-steps of 16.
-  static constexpr int kTiles = kDim / 8;
   static constexpr int kSteps = ceil_div(kTiles, 2);
   static constexpr int kHeadsSteps = kHeads * kHeadTiles / 2;
   static constexpr int kHiddenTiles = 2 * kTiles;
@@ -105,7 +108,8 @@ struct TransformerClusterConfig {
   static constexpr int kHiddenEnd = kTurnsBegin + kRows * kHiddenPitch * 2;
   static constexpr int kSharedBytes = kAttentionEnd > kHiddenEnd ? kAttentionEnd : kHiddenEnd;
 
-  // Queries of a block: all its rows, or half of them; 16 rows are too few to halve, and the pair's first block has all.
+  // Queries of a block: all its rows, or half of them; 16 rows are too few to halve, and the pair's first block has
+  // all.
   static constexpr int kQueryRows = kRowGroups == 2 || kRows == 16 ? kRows : kRows / 2;
 
   static constexpr int kMaxInChannels = 16 * kHiddenSteps;
@@ -265,8 +269,8 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
     region.store((row + g) * pitch + column + 2 * t, make_pair<T>(sums.value[0], sums.value[1]));
     region.store((row + g + 8) * pitch + column + 2 * t, make_pair<T>(sums.value[2], sums.value[3]));
   };
-  // Sends tiles that this warp has stored to the same place in other blocks, 16 bytes a lane. column_of(j): where tile j
-  // begins, −1: nowhere.
+  // Sends tiles that this warp has stored to the same place in other blocks, 16 bytes a lane. column_of(j): where tile
+  // j begins, −1: nowhere.
   const auto send_tiles = [&](Shared<T> region, int pitch, int row, auto count, const auto& column_of,
                               const auto& for_each_peer) {
     sync_warp();
@@ -316,12 +320,29 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
         }
       }
     }
-#pragma unroll 2
-    for (int step = 0; step < steps; ++step) {
+    // Few sums: every second k-step adds to sums of its own, so that a product waits for the one before the last.
+    constexpr int kChains = kRowTiles * kCount <= 2 ? 2 : 1;
+    FragmentC second[kRowTiles][kCount] = {};
+    const auto add_step = [&](FragmentC(&to)[kRowTiles][kCount], int step) {
       FragmentA<T> a[kRowTiles];
 #pragma unroll
       for (int m = 0; m < kRowTiles; ++m) load_fragment(a[m], region, pitch, first_row + 16 * m, step);
-      multiply_step<Config, kSlice>(sums, a, slice, steps, step, first_tile);
+      multiply_step<Config, kSlice>(to, a, slice, steps, step, first_tile);
+    };
+#pragma unroll 2
+    for (int step = 0; step < steps; step += kChains) {
+      add_step(sums, step);
+      if (kChains == 2 && step + 1 < steps) add_step(second, step + 1);
+    }
+    if constexpr (kChains == 2) {
+#pragma unroll
+      for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+        for (int j = 0; j < kCount; ++j) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) sums[m][j].value[i] += second[m][j].value[i];
+        }
+      }
     }
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m) {
@@ -396,7 +417,8 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
   // softmax(Q·Kᵀ)·V of the block's queries, to the row group.
   const auto attend = [&] {
     const bool pair_shares = Config::kRowGroups == 1;
-    if (16 * warp >= Config::kQueryRows || (pair_shares && Config::kQueryRows == Config::kRows && rank % 2 == 1)) return;
+    if (16 * warp >= Config::kQueryRows || (pair_shares && Config::kQueryRows == Config::kRows && rank % 2 == 1))
+      return;
     const int row = 16 * warp + (pair_shares ? rank % 2 * Config::kQueryRows : 0);
     RowFragments<T, 1, kHeadTiles> own;
 #pragma unroll

@@ -3,6 +3,8 @@
 
 namespace mvk {
 
-TransformerClusterInstances transformer_cluster_instances_bfloat16() { return transformer_cluster_instances<BFloat16>(); }
+TransformerClusterInstances transformer_cluster_instances_bfloat16() {
+  return transformer_cluster_instances<BFloat16>();
+}
 
 }  // namespace mvk

@@ -32,8 +32,7 @@ Status launch_transformer_cluster(const TransformerClusterArguments& a, Stream s
                 Config::kMaxInChannels, 8 * Config::kMaxOutTiles, Config::kDim, a.in_channels, a.out_channels);
   }
   const int stream_elements = Config::slice_elements(ceil_div(a.in_channels, 16), Config::kDimSlice) +
-                              a.num_layers * Config::kLayerElements +
-                              Config::slice_elements(Config::kSteps, out_slice);
+                              a.num_layers * Config::kLayerElements + Config::slice_elements(Config::kSteps, out_slice);
   if (a.weight_units * 8 != stream_elements * Config::kColumnBlocks) {
     return fail(Status::kInvalidArgument, "transformer_cluster: weights: expected %d units of 16 bytes, got %d",
                 stream_elements * Config::kColumnBlocks / 8, a.weight_units);

@@ -85,8 +85,8 @@ PLANTED = [
     ),
     (
         "remote write without a barrier",
-        r"planted.cu:\d+: warp 0 lane \d+.*race on shared region 'inbox' byte \d+: written here and by block [01] warp 0"
-        r" lane \d+ at planted.cu:\d+, no sync_cluster\(\) between",
+        r"planted.cu:\d+: warp 0 lane \d+.*race on shared region 'inbox' byte \d+: written here and by block [01] "
+        r"warp 0 lane \d+ at planted.cu:\d+, no sync_cluster\(\) between",
     ),
     ("remote out of bounds", r"planted.cu:\d+: warp 0 lane \d+.*'inbox' out of bounds: bytes \d+ … \d+ of 256"),
     ("remote rank out of bounds", r"planted.cu:\d+: warp 0 lane \d+.*'outbox' of block 2: the cluster has 2"),

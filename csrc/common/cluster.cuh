@@ -13,8 +13,8 @@
 
 namespace mvk {
 
-// Whether this architecture has clusters. Where not, the words below compile to nothing useful: a kernel returns at once
-// and its launcher never launches it.
+// Whether this architecture has clusters. Where not, the words below compile to nothing useful: a kernel returns at
+// once and its launcher never launches it.
 MVK_DEVICE constexpr bool clusters_exist() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
   return false;

@@ -140,7 +140,7 @@ struct Machine {
   int cluster_arrived = 0;
   int cluster_barriers = 0;  // that this cluster has completed
   int threads = 0;           // of a block
-  int running = -1;  // thread index in its block, −1: the scheduler
+  int running = -1;          // thread index in its block, −1: the scheduler
   jmp_buf scheduler;
   void* scheduler_fake_stack = nullptr;
   const void* scheduler_stack = nullptr;
@@ -410,7 +410,8 @@ void check_and_record_read(Word& word, const char* region, int byte, int lane, W
   const Block& block = *machine.block;
   const Warp& state = warp_state();
   if (word.write_cluster_epoch == machine.cluster_epoch && word.write_block != block.rank) {
-    fault(where, "race on shared region '%s' byte %d: read here, written by block %d %s at %s, no sync_cluster() between",
+    fault(where,
+          "race on shared region '%s' byte %d: read here, written by block %d %s at %s, no sync_cluster() between",
           region, byte, word.write_block, format_thread(word.write_warp, word.write_lane).c_str(),
           format_where(word.write_where).c_str());
   }
@@ -455,8 +456,8 @@ void check_and_record_write(Word& word, const char* region, int byte, Where wher
   }
   const int other_blocks = word.reading_blocks & ~(1 << block.rank);
   if (word.read_cluster_epoch == machine.cluster_epoch && other_blocks != 0) {
-    fault(where, "race on shared region '%s' byte %d: written here, read by block %d, no sync_cluster() between", region,
-          byte, __builtin_ctz(static_cast<unsigned>(other_blocks)));
+    fault(where, "race on shared region '%s' byte %d: written here, read by block %d, no sync_cluster() between",
+          region, byte, __builtin_ctz(static_cast<unsigned>(other_blocks)));
   }
   if (word.write_epoch == block.epoch && (word.write_warp != warp || word.write_lane != lane)) {
     if (word.write_warp != warp) {

@@ -41,12 +41,12 @@ struct Counters {
   std::uint64_t async_copy_conflicts = 0;
   std::uint64_t mma_m16n8k16 = 0;
   std::uint64_t mma_m16n8k8 = 0;
-  std::uint64_t mufu = 0;             // results, counted per lane
-  std::uint64_t pair_arithmetic = 0;  // instructions on pairs of 16-bit floats, counted per lane
-  std::uint64_t shuffles = 0;         // warp instructions
-  std::uint64_t block_barriers = 0;   // barriers completed by a block
-  std::uint64_t warp_barriers = 0;    // barriers completed by a warp
-  std::uint64_t cluster_barriers = 0;  // barriers completed by a cluster
+  std::uint64_t mufu = 0;               // results, counted per lane
+  std::uint64_t pair_arithmetic = 0;    // instructions on pairs of 16-bit floats, counted per lane
+  std::uint64_t shuffles = 0;           // warp instructions
+  std::uint64_t block_barriers = 0;     // barriers completed by a block
+  std::uint64_t warp_barriers = 0;      // barriers completed by a warp
+  std::uint64_t cluster_barriers = 0;   // barriers completed by a cluster
   std::uint64_t remote_read_bytes = 0;  // of another block's shared memory
   std::uint64_t remote_write_bytes = 0;
 };

@@ -133,8 +133,8 @@ __global__ void golden_async_copy_kernel(const GoldenParams params) {
   for (int i = 0; i < kGoldenOutputs; ++i) params.out.store(lane * kGoldenOutputs + i, neighbour.word[i]);
 }
 
-// Clusters of four blocks. Lane l of rank r writes its words 0 … 3, 4 … 5 and 6 to rank r + 1, and after a barrier reads
-// word 7 of rank r + 2; its output is what came, exclusive-ored, beside its rank and the size of the cluster.
+// Clusters of four blocks. Lane l of rank r writes its words 0 … 3, 4 … 5 and 6 to rank r + 1, and after a barrier
+// reads word 7 of rank r + 2; its output is what came, exclusive-ored, beside its rank and the size of the cluster.
 __global__ void golden_cluster_kernel(const GoldenParams params) {
   if constexpr (!clusters_exist()) return;
   const int lane = lane_index();

@@ -99,8 +99,7 @@ def _instances(weights_sizes: tuple[int, ...], num_heads: int) -> tuple[ClusterI
 
 
 def pack(weights: TransformerWeights, dtype: torch.dtype, device: torch.device, num_heads: int) -> tuple[Tensor, ...]:
-    """The streams for eight and for four column blocks; empty where no instance takes it or the device has no clusters.
-    """
+    """The streams for eight and for four column blocks; empty where no instance takes it or the device has no clusters."""
     streams = []
     served = device.type == "cpu" or torch.cuda.get_device_capability(device) >= (9, 0)
     serving = _instances(_dispatch.sizes_of(weights), num_heads) if served else ()
