@@ -282,8 +282,8 @@ def test_the_report_names_the_boundaries() -> None:
     skip_unless_available("simt")
     weights = case_of(144, (4, 4)).build()[1]
     text = native.stage_module("transformer").variant(mvk.pack(weights, torch.float16, backend="simt"))
-    assert text.startswith("one launch on clusters of 8 blocks for up to 16 sequences of 1 to 16 tokens, ")
-    assert "up to 16 sequences of 129 to 256 tokens; else 64 rows a block" in text
+    assert text.startswith("one launch on clusters of 8 blocks for up to 64 sequences of 1 to 16 tokens, ")
+    assert "up to 32 sequences of 33 to 64 tokens, up to 16 sequences of 129 to 256 tokens; else 64 rows a" in text
     other = case_of(72, (4, 4)).build()[1]
     assert "cluster" not in native.stage_module("transformer").variant(mvk.pack(other, torch.float16, backend="simt"))
 

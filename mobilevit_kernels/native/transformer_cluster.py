@@ -16,6 +16,7 @@ from mobilevit_kernels.native.transformer_plan import (
     DEFAULT_HEADS,
     ClusterInstance,
     cluster_instances_for,
+    most_sequences,
     plan_clusters,
 )
 from mobilevit_kernels.ops import _dispatch
@@ -173,15 +174,10 @@ def run(
 def variant(packed: Packed, num_heads: int) -> str:
     """The sequences that clusters take, by their tokens, to stand before what takes the others; empty: none."""
     fitting = _fitting(packed, num_heads, packed.device)
-    at_once = native.library(packed.backend).multiprocessors(packed.device) // CLUSTER_BLOCKS
+    multiprocessors = native.library(packed.backend).multiprocessors(packed.device)
     texts = []
-    for instance in fitting:
-        for tokens, least in ((16, 1), (32, 17), (64, 33), (256, 129)):
-            chosen = plan_clusters((instance,), tokens, 1, CLUSTER_BLOCKS)
-            if chosen is None or tokens > instance.rows or at_once == 0:
-                continue
-            most = max(
-                n for n in range(1, 8 * at_once + 1) if plan_clusters((instance,), tokens, n, CLUSTER_BLOCKS * at_once)
-            )
-            texts.append(f"up to {most} sequences of {least} to {tokens} tokens")
+    for least, most in ((1, 16), (17, 32), (33, 64), (129, 256)):
+        sequences = max((most_sequences(instance, most, multiprocessors)[0] for instance in fitting), default=0)
+        if sequences > 0:
+            texts.append(f"up to {sequences} sequences of {least} to {most} tokens")
     return f"one launch on clusters of {CLUSTER_BLOCKS} blocks for {', '.join(texts)}; else " if texts else ""

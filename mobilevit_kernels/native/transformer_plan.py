@@ -19,6 +19,7 @@ __all__ = [
     "cluster_instances_for",
     "instances_for",
     "lay_out",
+    "most_sequences",
     "plan",
     "plan_clusters",
     "tiles_of",
@@ -248,15 +249,26 @@ def cluster_instances_for(dim: int, num_heads: int, mlp_dim: int) -> tuple[Clust
     return tuple(sorted((i for i in CLUSTER_INSTANCES if i.dim == dim), key=lambda i: i.rows))
 
 
+def most_sequences(instance: ClusterInstance, tokens: int, multiprocessors: int) -> tuple[int, int]:
+    """How many sequences of ``tokens`` an instance is for, and the rows of each, padding included; 0: none.
+
+    A cluster takes eight multiprocessors, so that a small batch spreads over the GPU; it pays as long as all clusters
+    run at once. With sequences of 33 to 64 tokens it is two rounds: the other kernel has a block of its own for each
+    sequence there, which is expected to take three times as long as a cluster. Reasoned, not measured.
+    """
+    at_once = multiprocessors // CLUSTER_BLOCKS
+    if instance.rows > 64:  # one sequence, less than half of its rows padding
+        return (at_once if instance.rows < 2 * tokens <= 2 * instance.rows else 0), instance.rows
+    rows = 16 if tokens <= 16 else -(-tokens // 32) * 32
+    rounds = 2 if rows == 64 else 1
+    return rounds * at_once * (instance.rows // rows), rows
+
+
 @functools.lru_cache(maxsize=1024)
 def plan_clusters(
     candidates: tuple[ClusterInstance, ...], tokens: int, sequences: int, multiprocessors: int
 ) -> ClusterPlan | None:
     """The launch of a shape on clusters; None: the batch is too large for them, or no instance fits the sequence.
-
-    A cluster takes eight multiprocessors, so that a small batch spreads over the GPU; it pays as long as all clusters
-    run at once. With sequences of 17 to 64 tokens it is two rounds: the other kernel has a block of its own for each
-    sequence there, which is expected to take three times as long as a cluster. Reasoned, not measured.
 
     Args:
         candidates: of :func:`cluster_instances_for`, without those that do not fit into shared memory.
@@ -264,15 +276,8 @@ def plan_clusters(
         sequences: B·P.
         multiprocessors: of the GPU.
     """
-    at_once = multiprocessors // CLUSTER_BLOCKS
     for instance in candidates:
-        if instance.rows > 64:  # one sequence, at most half of its rows padding
-            fits, rows = instance.rows < 2 * tokens <= 2 * instance.rows, instance.rows
-        else:
-            fits, rows = tokens <= instance.rows, 16 if tokens <= 16 else -(-tokens // 32) * 32
-        if not fits:
-            continue
-        clusters = -(-sequences // (instance.rows // rows))
-        if clusters <= (2 if rows == instance.rows == 64 else 1) * at_once:
-            return ClusterPlan(instance, rows, clusters)
+        most, rows = most_sequences(instance, tokens, multiprocessors)
+        if sequences <= most:
+            return ClusterPlan(instance, rows, -(-sequences // (instance.rows // rows)))
     return None
