@@ -129,14 +129,15 @@ PYBIND11_MODULE(_C, module) {
   module.def("transformer_shared_bytes", &mvk::transformer_shared_bytes);
   module.def(
       "transformer_cluster",
-      [](int device, std::uintptr_t stream, std::uintptr_t x, std::uintptr_t weights, std::uintptr_t y, int batch,
-         int height, int width, int in_channels, int dim, int num_layers, int out_channels, int patch_height,
-         int patch_width, int cluster_rows, int sequence_rows, int weight_units, float epsilon, bool activation,
-         bool bfloat16) {
+      [](int device, std::uintptr_t stream, std::uintptr_t x, std::uintptr_t weights, std::uintptr_t table,
+         std::uintptr_t y, int batch, int height, int width, int in_channels, int dim, int num_layers, int out_channels,
+         int patch_height, int patch_width, int cluster_rows, int sequence_rows, int chunks, int weight_units,
+         float epsilon, bool activation, bool bfloat16) {
         const DeviceGuard guard(device);
         mvk::TransformerClusterArguments arguments{};
         arguments.x = pointer<const void>(x);
         arguments.weights = pointer<const void>(weights);
+        arguments.table = pointer<const void>(table);
         arguments.y = pointer<void>(y);
         arguments.batch = batch;
         arguments.height = height;
@@ -149,17 +150,18 @@ PYBIND11_MODULE(_C, module) {
         arguments.patch_width = patch_width;
         arguments.cluster_rows = cluster_rows;
         arguments.sequence_rows = sequence_rows;
+        arguments.chunks = chunks;
         arguments.weight_units = weight_units;
         arguments.epsilon = epsilon;
         arguments.activation = activation;
         arguments.bfloat16 = bfloat16;
         raise_unless_ok(mvk::transformer_cluster(arguments, reinterpret_cast<mvk::Stream>(stream)));
       },
-      py::arg("device"), py::arg("stream"), py::arg("x"), py::arg("weights"), py::arg("y"), py::arg("batch"),
-      py::arg("height"), py::arg("width"), py::arg("in_channels"), py::arg("dim"), py::arg("num_layers"),
-      py::arg("out_channels"), py::arg("patch_height"), py::arg("patch_width"), py::arg("cluster_rows"),
-      py::arg("sequence_rows"), py::arg("weight_units"), py::arg("epsilon"), py::arg("activation"),
-      py::arg("bfloat16"));
+      py::arg("device"), py::arg("stream"), py::arg("x"), py::arg("weights"), py::arg("table") = 0, py::arg("y"),
+      py::arg("batch"), py::arg("height"), py::arg("width"), py::arg("in_channels"), py::arg("dim"),
+      py::arg("num_layers"), py::arg("out_channels"), py::arg("patch_height"), py::arg("patch_width"),
+      py::arg("cluster_rows"), py::arg("sequence_rows"), py::arg("chunks"), py::arg("weight_units"), py::arg("epsilon"),
+      py::arg("activation"), py::arg("bfloat16"));
   module.def("transformer_cluster_shared_bytes", &mvk::transformer_cluster_shared_bytes);
   module.def(
       "unfold_attention_fold",

@@ -63,13 +63,15 @@ int transformer_shared_bytes(int instance_dim, int head_tiles, int instance_rows
 // The same stage on clusters of eight blocks, in one launch: heads of dim / 4 channels, MLP of 2 · dim.
 struct TransformerClusterArguments {
   const void* x;        // (batch, height, width, in_channels), 16-byte aligned
-  const void* weights;  // a stream a column block, packed for the instance; 16-byte aligned
+  const void* weights;  // packed for the instance; 16-byte aligned
+  const void* table;    // (4, chunks, 2) int32, with clusters of 256 rows; else null
   void* y;              // (batch, height, width, out_channels), 16-byte aligned
   int batch, height, width;
   int in_channels, dim, num_layers, out_channels;
   int patch_height, patch_width;
   int cluster_rows;   // rows of a cluster: with `dim`, which instance of the kernel
   int sequence_rows;  // rows of a sequence, padding included; a divisor of cluster_rows
+  int chunks;         // of the table, a head
   int weight_units;   // 16-byte units of `weights`
   float epsilon;      // of the LayerNorms
   bool activation;    // SiLU at the end

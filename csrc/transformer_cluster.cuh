@@ -40,17 +40,13 @@
 #pragma once
 
 #include "attention.cuh"
+#include "cluster_exchange.cuh"
 #include "common/async_copy.cuh"
-#include "common/cluster.cuh"
 #include "common/launch.cuh"
 #include "common/linear.cuh"
 #include "common/patches.cuh"
 
 namespace mvk {
-
-// Elements of a row of `tiles` 8-channel tiles in shared memory: an odd number of 16-byte units, free of bank
-// conflicts.
-MVK_HOST_DEVICE constexpr int odd_pitch(int tiles) { return (tiles | 1) * 8; }
 
 // Sizes that the kernel, its launcher and (by name) its packing share; everything in them is known before the launch.
 template <class T, int kDimOf, int kHeadTilesOf, int kClusterRowsOf, int kRowGroupsOf>
@@ -236,9 +232,6 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
   };
 
   // --- steps ---
-  const auto load_fragment = [&](FragmentA<T>& a, Shared<T> region, int pitch, int row, int step) {
-    load_matrix_x4(a.reg, region, (row + lane % 16) * pitch + 16 * step + lane / 16 * 8);
-  };
   // Rows of X in registers, and the lines of their LayerNorm.
   const auto load_rows = [&](Rows& own, RowLines<kRowTiles>& lines) {
 #pragma unroll
@@ -262,27 +255,6 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
     for (int i = 0; i < 4; ++i) {
       const float offset = lines.shift[m][i / 2] * column_sum.value[i % 2] + bias.value[i % 2];
       sums.value[i] = sums.value[i] * lines.scale[m][i / 2] + offset;
-    }
-  };
-  // Rounds a tile of 16 rows × 8 columns into shared memory.
-  const auto store_tile = [&](Shared<T> region, int pitch, int row, int column, const FragmentC& sums) {
-    region.store((row + g) * pitch + column + 2 * t, make_pair<T>(sums.value[0], sums.value[1]));
-    region.store((row + g + 8) * pitch + column + 2 * t, make_pair<T>(sums.value[2], sums.value[3]));
-  };
-  // Sends tiles that this warp has stored to the same place in other blocks, 16 bytes a lane. column_of(j): where tile
-  // j begins, −1: nowhere.
-  const auto send_tiles = [&](Shared<T> region, int pitch, int row, auto count, const auto& column_of,
-                              const auto& for_each_peer) {
-    sync_warp();
-    constexpr int kCount = decltype(count)::value;
-#pragma unroll
-    for (int j = 0; j < kCount; j += 2) {
-      const int column = column_of(j + lane / 16);
-      if (column >= 0 && j + lane / 16 < kCount) {
-        const int offset = (row + lane % 16) * pitch + column;
-        const Words4 words = region.template load<Words4>(offset);
-        for_each_peer([&](int peer) { of_block(region, peer).store(offset, words); });
-      }
     }
   };
   // The other blocks with this row group.
@@ -351,7 +323,7 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
       for (int j = 0; j < kCount; ++j) {
         if (column_of(j) >= 0) store_tile(rows, kRowPitch, row, column_of(j), sums[m][j]);
       }
-      send_tiles(rows, kRowPitch, row, Constant<kCount>{}, column_of, for_row_group);
+      send_tiles<kCount>(rows, kRowPitch, row, column_of, for_row_group);
     }
   };
 
@@ -407,9 +379,9 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
         if (key_column(j) >= 0) store_tile(keys_values, key_pitch(kHeadTiles), key_row, key_column(j), sums[m][j]);
         if (query_column(j) >= 0) store_tile(queries, Config::kQueryPitch, row, query_column(j), sums[m][j]);
       }
-      send_tiles(keys_values, key_pitch(kHeadTiles), key_row, Constant<kCount>{}, key_column, for_partner);
+      send_tiles<kCount>(keys_values, key_pitch(kHeadTiles), key_row, key_column, for_partner);
       if constexpr (Config::kRowGroups == 1) {
-        send_tiles(queries, Config::kQueryPitch, row, Constant<kCount>{}, query_column, for_partner);
+        send_tiles<kCount>(queries, Config::kQueryPitch, row, query_column, for_partner);
       }
     }
   };
@@ -441,7 +413,7 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
       heads.store((row + g) * Config::kHeadsPitch + column_of(j) + 2 * t, means.at(0, j, 0));
       heads.store((row + g + 8) * Config::kHeadsPitch + column_of(j) + 2 * t, means.at(0, j, 1));
     }
-    send_tiles(heads, Config::kHeadsPitch, row, Constant<kHeadTiles>{}, column_of, for_row_group);
+    send_tiles<kHeadTiles>(heads, Config::kHeadsPitch, row, column_of, for_row_group);
   };
 
   // The block's columns of silu(W_1 · LN(X) + b_1), to the row group. W_1 and b_1 are halved for the SiLU.
@@ -470,7 +442,7 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
         for (int i = 0; i < 4; ++i) sums[m][j].value[i] = silu_of_half(sums[m][j].value[i]);
         store_tile(hidden, Config::kHiddenPitch, row, column_of(j), sums[m][j]);
       }
-      send_tiles(hidden, Config::kHiddenPitch, row, Constant<kCount>{}, column_of, for_row_group);
+      send_tiles<kCount>(hidden, Config::kHiddenPitch, row, column_of, for_row_group);
     }
   };
 

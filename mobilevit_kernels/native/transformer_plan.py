@@ -160,12 +160,12 @@ CLUSTER_BLOCKS = 8  # the most that every GPU with clusters takes
 
 @dataclass(frozen=True)
 class ClusterInstance:
-    """One compiled kernel of csrc/transformer_cluster.cuh; csrc/transformer_cluster_launch.cuh has the same table.
+    """One compiled kernel on clusters; csrc/transformer_cluster_launch.cuh has the same table.
 
     Attributes:
         dim: channels of a row; heads have a fourth of them.
-        rows: of the sequences of a cluster.
-        row_groups: into which these are split; the blocks of one share the columns of every product.
+        rows: of the sequences of a cluster. 256: csrc/transformer_cluster_long.cuh, else csrc/transformer_cluster.cuh.
+        row_groups: into which these are split.
     """
 
     dim: int
@@ -176,6 +176,16 @@ class ClusterInstance:
     def head_tiles(self) -> int:
         """8-channel tiles of a head."""
         return tiles_of(self.dim, DEFAULT_HEADS)
+
+    @property
+    def long(self) -> bool:
+        """One long sequence a cluster: a block owns rows in most products, where else it owns columns."""
+        return self.rows > 64
+
+    @property
+    def chunk_steps(self) -> int:
+        """Long: k-steps of 16 in a chunk of weights with D columns (``TransformerClusterLongConfig::kChunkSteps``)."""
+        return 8 if self.dim <= 64 else 6
 
     @property
     def column_blocks(self) -> int:
@@ -199,16 +209,16 @@ class ClusterInstance:
 
     @property
     def max_in_channels(self) -> int:
-        """W_in takes the place of a layer's W_2."""
+        """W_in takes the place of a layer's W_2, and x that of the hidden layer."""
         return 2 * self.dim
 
     @property
     def max_out_channels(self) -> int:
-        """W_out takes the place of a layer's W_q, W_k and W_v."""
-        return 8 * self.attention_slice * self.column_blocks
+        """W_out takes the place of a layer's W_q, W_k and W_v; long: of its W_1."""
+        return 2 * self.dim if self.long else 8 * self.attention_slice * self.column_blocks
 
 
-# The published shapes: 256 tokens, rows in two groups; 64 tokens; 16 tokens, one sequence a cluster for the smallest
+# The published shapes: 256 tokens; 64 tokens, rows in two groups, which halves what blocks exchange; 16 tokens, one sequence a cluster for the smallest
 # batches, and four, whose products read each weight for four times as many rows.
 CLUSTER_INSTANCES = (
     ClusterInstance(64, 256, 2),
@@ -257,7 +267,7 @@ def most_sequences(instance: ClusterInstance, tokens: int, multiprocessors: int)
     sequence there, which is expected to take three times as long as a cluster. Reasoned, not measured.
     """
     at_once = multiprocessors // CLUSTER_BLOCKS
-    if instance.rows > 64:  # one sequence, less than half of its rows padding
+    if instance.long:  # one sequence, less than half of its rows padding
         return (at_once if instance.rows < 2 * tokens <= 2 * instance.rows else 0), instance.rows
     rows = 16 if tokens <= 16 else -(-tokens // 32) * 32
     rounds = 2 if rows == 64 else 1

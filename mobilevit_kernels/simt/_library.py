@@ -97,9 +97,9 @@ _ARGUMENTS: dict[str, Any] = {
     ),
     "transformer_cluster": _structure(
         "TransformerClusterArguments",
-        (_POINTER, "x weights y"),
+        (_POINTER, "x weights table y"),
         (_INT, "batch height width in_channels dim num_layers out_channels patch_height patch_width"),
-        (_INT, "cluster_rows sequence_rows weight_units"),
+        (_INT, "cluster_rows sequence_rows chunks weight_units"),
         (_FLOAT, "epsilon"),
         (_BOOL, "activation bfloat16"),
     ),
