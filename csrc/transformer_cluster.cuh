@@ -1,4 +1,5 @@
-// Transformer stage of a MobileViT block for small batches: each sequence on a cluster of eight blocks, one launch.
+// Transformer stage of a MobileViT block for small batches and sequences of up to 64 tokens: 16 to 64 rows of whole
+// sequences on a cluster of eight blocks, one launch.
 //
 //   X = unfold(W_in x);  L times: X += W_o · MHA(LN(X)) + b_o,  X += W_2 · silu(W_1 · LN(X) + b_1) + b_2;
 //   y = silu(W_out · fold(LN(X)) + b_out)
@@ -8,35 +9,38 @@
 // The stage, its numbers and what is folded into the weights are those of transformer.cuh; what differs is who computes
 // what. Every product is split by output columns: a block multiplies all rows that it works on by its own slice of the
 // weights, over the whole depth, and sends its columns, rounded to 16 bits, to the blocks that need them (distributed
-// shared memory). So each weight is read by one block (two where rows are split), no sum is spread over blocks, and the
-// order of every sum is fixed: results do not depend on the place in the batch, nor on the schedule.
+// shared memory). So each weight is read by one block of a cluster (two where rows are split), no sum is spread over
+// blocks, and the order of every sum is fixed: results do not depend on the place in the batch, nor on the schedule.
 //
-//     N ≤ 64: 1 row group × 8 column blocks          N ≤ 256: 2 row groups × 4 column blocks (one a head)
+//     1 row group × 8 column blocks                2 row groups of 32 rows × 4 column blocks
 //
-//       block   0  1  2  3  4  5  6  7                 rows   0 … 127   blocks 0  2  4  6
-//       head    0  0  1  1  2  2  3  3                 rows 128 … 255   blocks 1  3  5  7
-//       columns of every product: one eighth each      columns: a fourth each, head = rank / 2
+//       block   0  1  2  3  4  5  6  7               rows  0 … 31   blocks 0  2  4  6
+//       head    0  0  1  1  2  2  3  3               rows 32 … 63   blocks 1  3  5  7
+//       columns of every product: an eighth each     columns: a fourth each, and head = rank / 2
 //
 // Blocks 2h and 2h + 1 serve head h. With one row group each makes half of the columns of its Q, K and V and sends them
 // to the other, and they take half of the queries each; with two, each makes Q, K and V of its rows and sends K and V.
 // A layer is five steps, each with a cluster barrier behind it:
 //
-//     Q, K, V → the pair       attention → O to the row group       W_o: X → the row group
-//     W_1, SiLU: hidden → the row group       W_2: X → the row group
+//     Q, K, V → the pair       attention: O → the row group       W_o: X → the row group
+//     W_1, SiLU: hidden layer → the row group       W_2: X → the row group
 //
-// In a block, warps form a grid of row tiles × columns. LN(X) is a product of X with LayerNorm applied behind it, from
-// rows that a warp holds in registers (common/linear.cuh). Weights are the block's own stream, in the order of its use,
-// [step][8-column tile][k-step of 16][lane][4 elements], bias and column sums behind each tile (packing:
-// mobilevit_kernels/native/transformer_cluster.py). Four buffers hold the slices of the four products of a layer; each
-// is filled again as soon as its product is done, so that a whole layer is under way: nothing waits for the L2's
-// latency.
+// In a block, warps form a grid of row tiles × columns. LN(X) · W is a product with X, LayerNorm applied behind it,
+// from rows that a warp holds in registers (common/linear.cuh). Weights are the column block's own stream, in the order
+// of its use, [product][8-column tile][k-step of 16][lane][4 elements], 8 biases and 8 column sums behind each tile
+// (packing: mobilevit_kernels/native/transformer_cluster.py). Four buffers hold the slices of a layer's four products;
+// each is filled again as soon as its product is done, so that a whole layer is under way.
 //
-// A block and layer, counted from the sizes: (N, D) weights read, exchanged bytes received, mma (m16n8k16), at R rows a
-// cluster.
+// A block and layer, counted on the simulator: KB of weights from L2, KB received from other blocks, mma (m16n8k16).
 //
-//     (256,  64)  44 KB   72 KB    832    (64,  80)  14 KB   46 KB   360    (16,  96)  20 KB   14 KB    90
-//     (256,  96)  74 KB  107 KB   1648    (64, 120)  29 KB   68 KB   728    (16, 144)  41 KB   21 KB   182
-//     (256, 144) 151 KB  163 KB   3320    (64, 192)  74 KB  109 KB  1188    (16, 240) 121 KB   34 KB   500
+//     (N, D)      weights  exchange   mma       one sequence of 16 and four a cluster: the same weights
+//     (64,  80)        31        23   284       (16,  96)    22     14 and  57     88 and  354
+//     (64, 120)        65        33   568       (16, 144)    51     22 and  88    208 and  834
+//     (64, 192)       147        51  1248       (16, 240)   123     36 and 145    496 and 1984
+//
+// Expected to bind: latency, that is barriers (five a layer) and chains of dependent mma; at D ≥ 192 the weights from
+// L2. Estimated, at 24 bytes a clock from L2, 32 of exchange, 0.62 mma and 300 clocks a cluster barrier: 1.2 to 3.7 µs
+// a layer. Nothing was measured.
 #pragma once
 
 #include "attention.cuh"
@@ -462,7 +466,7 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
     for (int tile = first_tile; tile < out_slice; tile += kColumnWarps) {
       if (8 * (slice_begin + tile) >= params.out_channels) break;
       FragmentC sums[kRowTiles][1];
-      multiply_norm(sums, own, lines, slice, tile, Constant<kColumnWarps>{});
+      multiply_norm(sums, own, lines, slice, tile, Constant<kColumnWarps>{});  // one tile a warp
 #pragma unroll
       for (int m = 0; m < kRowTiles; ++m) {
 #pragma unroll

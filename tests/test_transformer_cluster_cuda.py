@@ -51,7 +51,6 @@ GENERAL = [
     (case_of(144, (6, 6), batch=3, layers=2), 3),  # … of 64
     (case_of(96, (8, 12), batch=1, patch=(1, 2)), 1_000_000),  # 48 tokens
     (case_of(240, (8, 8), batch=2, patch=(1, 2)), 2),  # 32 tokens: two sequences in 64 rows
-    (case_of(96, (8, 8), layers=0), 1_000_000),
 ]
 
 
@@ -196,6 +195,55 @@ def test_packing_deals_columns_to_blocks(instance: ClusterInstance) -> None:
     assert place == stream.shape[1]
 
 
+def test_packing_of_long_sequences_cuts_products_into_chunks() -> None:
+    instance = ClusterInstance(96, 256, 2)
+    weights = verify.random_weights("transformer", (40, 96, 192, 1, 24), torch.Generator().manual_seed(0))
+    assert isinstance(weights, mvk.canonical.TransformerWeights)
+    stream, table = transformer_cluster.pack_long_stream(weights, torch.float16, instance)
+    layer = weights.layers[0]
+    for head, places in enumerate(table.tolist()):
+        chunks = [stream[16 * begin : 16 * (begin + units)] for begin, units in places]
+
+        def take(steps: int, tiles: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+            """The next product, which comes in ``count`` chunks: (16 · steps, 8 · tiles) and its biases."""
+            whole = torch.cat([chunks.pop(0) for _ in range(count)])  # noqa: B023
+            size = steps * tiles * 256
+            fragments = whole[:size].reshape(steps, tiles, 256).transpose(0, 1).flatten(1)
+            assert whole.numel() == size + 64 * tiles
+            records = torch.cat([fragments, whole[size:].reshape(tiles, 64)], dim=1)
+            matrix, bias, sums = zip(*(tile_columns(record, 16 * steps) for record in records), strict=True)
+            torch.testing.assert_close(torch.cat(sums), torch.cat(matrix, 1).sum(0), rtol=1e-5, atol=1e-5)
+            return torch.cat(matrix, dim=1), torch.cat(bias)
+
+        def close(matrix: torch.Tensor, expected: torch.Tensor) -> None:
+            torch.testing.assert_close(matrix, expected, rtol=2**-10, atol=1e-6)
+
+        matrix, bias = take(3, 12, 1)
+        close(matrix[:40], weights.in_weight.flatten(1).t())
+        assert not matrix[40:].any()
+        assert not bias.any()
+        matrix, bias = take(6, 9, 1)
+        for i, part in enumerate((1, 2)):  # K and V
+            rows = slice(part * 96 + 24 * head, part * 96 + 24 * (head + 1))
+            close(matrix[:, 24 * i : 24 * (i + 1)], (layer.qkv_weight * layer.norm1_weight)[rows].t())
+            expected_bias = (layer.qkv_bias + layer.qkv_weight @ layer.norm1_bias)[rows]
+            torch.testing.assert_close(bias[24 * i : 24 * (i + 1)], expected_bias)
+        rows = slice(24 * head, 24 * (head + 1))
+        scale = 24**-0.5 * math.log2(math.e)
+        close(matrix[:, 48:], scale * (layer.qkv_weight * layer.norm1_weight)[rows].t())
+        matrix, bias = take(6, 12, 1)
+        close(matrix, layer.proj_weight.t())
+        torch.testing.assert_close(bias, layer.proj_bias)
+        matrix, bias = take(6, 24, 2)
+        close(matrix, 0.5 * (layer.fc1_weight * layer.norm2_weight).t())
+        matrix, bias = take(12, 12, 2)
+        close(matrix, layer.fc2_weight.t())
+        torch.testing.assert_close(bias, layer.fc2_bias)
+        matrix, bias = take(6, 3, 2)
+        close(matrix, 0.5 * (weights.out_weight.flatten(1) * weights.norm_weight).t())
+        assert not chunks
+
+
 # --- results ---------------------------------------------------------------------------------------------------------
 
 
@@ -230,7 +278,11 @@ def test_larger_clusters_give_the_same_bits(dim, backend, device) -> None:
         assert torch.equal(mvk.ops.transformer(x, packed, **options), whole)
 
 
-@pytest.mark.parametrize("case", [case_of(80, (14, 12), batch=3), case_of(120, (8, 6), batch=3)], ids=str)
+@pytest.mark.parametrize(
+    "case",
+    [case_of(80, (14, 12), batch=3), case_of(120, (8, 6), batch=3), case_of(64, (16, 18), patch=(2, 1), batch=2)],
+    ids=str,
+)
 @on_kernels
 def test_batch_invariance_and_unaligned_slices(case, backend, device) -> None:
     skip_unless_available(backend)
@@ -239,7 +291,7 @@ def test_batch_invariance_and_unaligned_slices(case, backend, device) -> None:
     packed = mvk.pack(weights, torch.float16, device, backend)
     with clusters(backend, device):
         whole = mvk.ops.transformer(x, packed, **options)
-        for i in range(3):
+        for i in range(x.shape[0]):
             assert torch.equal(mvk.ops.transformer(x[i : i + 1], packed, **options), whole[i : i + 1])
         assert torch.equal(mvk.ops.transformer(x[1:], packed, **options), whole[1:])
 
@@ -294,7 +346,7 @@ def test_the_report_names_the_boundaries() -> None:
 @pytest.mark.parametrize(
     ("case", "at_once"),
     [
-        (case_of(64, (24, 24)), 1_000_000),
+        (case_of(64, (24, 24), layers=2), 1_000_000),
         (case_of(80, (10, 8)), 1_000_000),
         (case_of(96, (4, 4), layers=2), 1_000_000),
         (case_of(96, (4, 6)), 1),

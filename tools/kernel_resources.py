@@ -64,6 +64,8 @@ def short_name(mangled: str) -> str:
     if config := re.search(r"TransformerClusterConfigI\w+?" + r"Li(\d+)E" * 4, mangled):
         dim, _, rows, groups = config.groups()
         return f"transformer_cluster {dtype} {dim} channels, {rows} rows, {groups} row group{'s' * (groups != '1')}"
+    if config := re.search(r"TransformerClusterLongConfigI\w+?Li(\d+)E", mangled):
+        return f"transformer_cluster {dtype} {config[1]} channels, 256 rows"
     if config := re.search(r"UnfoldAttentionFoldConfigI\w+?Li(\d+)E", mangled):
         return f"unfold_attention_fold {dtype} heads of {8 * int(config[1])}"
     if config := re.search(r"Conv3x3ConfigI\w+?Li(\d+)ELi(\d+)ELi(\d+)ELi(\d+)E", mangled):

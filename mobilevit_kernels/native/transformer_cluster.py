@@ -143,7 +143,7 @@ def pack_long_stream(
 
     Returns:
         The chunks one after the other, uint8, and (heads, chunks, 2) int32: where each begins and how long it is, in
-        units of 16 bytes, in the order in which the blocks of a head take them. Only [W_k | W_v | W_q] are a head's own.
+        units of 16 bytes, in the order in which the blocks of a head take them. A head has its own [W_k | W_v | W_q].
     """
     in_product, layers, out_product = _fold(weights, instance.head_tiles)
     parts: list[Tensor] = []

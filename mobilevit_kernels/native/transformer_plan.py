@@ -218,8 +218,8 @@ class ClusterInstance:
         return 2 * self.dim if self.long else 8 * self.attention_slice * self.column_blocks
 
 
-# The published shapes: 256 tokens; 64 tokens, rows in two groups, which halves what blocks exchange; 16 tokens, one sequence a cluster for the smallest
-# batches, and four, whose products read each weight for four times as many rows.
+# The published shapes: 256 tokens; 64 tokens, rows in two groups, which halves what blocks exchange; 16 tokens, one
+# sequence a cluster for the smallest batches, and four, whose products read each weight for four times as many rows.
 CLUSTER_INSTANCES = (
     ClusterInstance(64, 256, 2),
     ClusterInstance(96, 256, 2),
