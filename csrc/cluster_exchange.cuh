@@ -5,8 +5,7 @@
 #pragma once
 
 #include "common/cluster.cuh"
-#include "common/mma.cuh"
-#include "common/warp.cuh"
+#include "common/linear.cuh"
 
 namespace mvk {
 
@@ -18,6 +17,31 @@ template <class T>
 MVK_DEVICE void load_fragment(FragmentA<T>& a, Shared<T> region, int pitch, int row, int step) {
   const int lane = lane_index();
   load_matrix_x4(a.reg, region, (row + lane % 16) * pitch + 16 * step + lane / 16 * 8);
+}
+
+// Rows [row, row + 16) as row tile m.
+template <class T, int kRowTiles, int kTiles>
+MVK_DEVICE void load_row_tile(RowFragments<T, kRowTiles, kTiles>& rows, int m, Shared<T> region, int pitch, int row) {
+#pragma unroll
+  for (int step = 0; step < kTiles / 2; ++step) load_fragment(rows.fragment[m][step], region, pitch, row, step);
+  if constexpr (kTiles % 2 != 0) {
+    load_matrix_x2(rows.at(m, kTiles - 1, 0), rows.at(m, kTiles - 1, 1), region,
+                   (row + lane_index() % 16) * pitch + 8 * (kTiles - 1));
+  }
+}
+
+// LayerNorm and bias behind a product with rows of X (common/linear.cuh): at `offset` lie the tile's 8 biases and 8
+// column sums, in float.
+template <class T, int kRowTiles>
+MVK_DEVICE void apply_norm(FragmentC& sums, Shared<T> ends, int offset, const RowLines<kRowTiles>& lines, int m) {
+  const int t = lane_index() % 4;
+  const Floats2 bias = ends.template load<Floats2>(offset + 4 * t);
+  const Floats2 column_sum = ends.template load<Floats2>(offset + 16 + 4 * t);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float added = lines.shift[m][i / 2] * column_sum.value[i % 2] + bias.value[i % 2];
+    sums.value[i] = sums.value[i] * lines.scale[m][i / 2] + added;
+  }
 }
 
 // Rounds 16 rows × 8 columns.

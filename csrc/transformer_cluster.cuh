@@ -41,6 +41,8 @@
 // Expected to bind: latency, that is barriers (five a layer) and chains of dependent mma; at D ≥ 192 the weights from
 // L2. Estimated, at 24 bytes a clock from L2, 32 of exchange, 0.62 mma and 300 clocks a cluster barrier: 1.2 to 3.7 µs
 // a layer. Nothing was measured.
+//
+// Above 500 lines: the steps share the block's regions, and read best in the order in which a row goes through them.
 #pragma once
 
 #include "attention.cuh"
@@ -250,17 +252,6 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
   const auto bias_of = [&](Shared<T> slice, int steps, int tile) {
     return slice.template load<Floats2>(tile * Config::tile_elements(steps) + steps * 128 + 4 * t);
   };
-  // LayerNorm and bias behind a product with rows of X.
-  const auto apply_norm = [&](FragmentC& sums, Shared<T> slice, int tile, const RowLines<kRowTiles>& lines, int m) {
-    const Floats2 bias = bias_of(slice, Config::kSteps, tile);
-    const Floats2 column_sum =
-        slice.template load<Floats2>(tile * Config::tile_elements(Config::kSteps) + Config::kSteps * 128 + 16 + 4 * t);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float offset = lines.shift[m][i / 2] * column_sum.value[i % 2] + bias.value[i % 2];
-      sums.value[i] = sums.value[i] * lines.scale[m][i / 2] + offset;
-    }
-  };
   // The other blocks with this row group.
   const auto for_row_group = [&](const auto& send) {
 #pragma unroll
@@ -353,7 +344,9 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
       const int tile = first + kColumnWarps * j;
       if (kColumnWarps * (j + 1) <= kSlice || tile < kSlice) {
 #pragma unroll
-        for (int m = 0; m < kRowTiles; ++m) apply_norm(sums[m][j], slice, tile, lines, m);
+        for (int m = 0; m < kRowTiles; ++m) {
+          apply_norm(sums[m][j], slice, tile * Config::tile_elements(Config::kSteps) + Config::kSteps * 128, lines, m);
+        }
       }
     }
   };
@@ -393,18 +386,11 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
   // softmax(Q·Kᵀ)·V of the block's queries, to the row group.
   const auto attend = [&] {
     const bool pair_shares = Config::kRowGroups == 1;
-    if (16 * warp >= Config::kQueryRows || (pair_shares && Config::kQueryRows == Config::kRows && rank % 2 == 1))
-      return;
+    const bool first_has_all = pair_shares && Config::kQueryRows == Config::kRows;
+    if (16 * warp >= Config::kQueryRows || (first_has_all && rank % 2 == 1)) return;
     const int row = 16 * warp + (pair_shares ? rank % 2 * Config::kQueryRows : 0);
     RowFragments<T, 1, kHeadTiles> own;
-#pragma unroll
-    for (int step = 0; step < kHeadTiles / 2; ++step) {
-      load_fragment(own.fragment[0][step], queries, Config::kQueryPitch, row, step);
-    }
-    if constexpr (kHeadTiles % 2 != 0) {
-      load_matrix_x2(own.at(0, kHeadTiles - 1, 0), own.at(0, kHeadTiles - 1, 1), queries,
-                     (row + lane % 16) * Config::kQueryPitch + 8 * (kHeadTiles - 1));
-    }
+    load_row_tile(own, 0, queries, Config::kQueryPitch, row);
     const int cluster_row = row_group * Config::kRows + row;
     const KeyRange ranges[1] = {{cluster_row / params.sequence_rows * params.sequence_rows, params.map.tokens}};
     Attention<T, 1, kHeadTiles, kHeadTiles> attention;

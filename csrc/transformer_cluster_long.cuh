@@ -202,22 +202,9 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
   const auto load_rows = [&](Rows& own, RowLines<kRowTiles>& lines, int row) {
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m) {
-#pragma unroll
-      for (int step = 0; step < Config::kSteps; ++step) {
-        load_fragment(own.fragment[m][step], rows, kRowPitch, row + 16 * m, step);
-      }
+      load_row_tile(own, m, rows, kRowPitch, row + 16 * m);
     }
     layer_norm_lines<false>(lines, own, Config::kDim, params.epsilon);
-  };
-  // LayerNorm and bias behind a product with rows of X; `ends` lies behind its last k-step.
-  const auto apply_norm = [&](FragmentC& sums, Shared<T> ends, int tile, const RowLines<kRowTiles>& lines, int m) {
-    const Floats2 bias = ends.template load<Floats2>(tile * 32 + 4 * t);
-    const Floats2 column_sum = ends.template load<Floats2>(tile * 32 + 16 + 4 * t);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float offset = lines.shift[m][i / 2] * column_sum.value[i % 2] + bias.value[i % 2];
-      sums.value[i] = sums.value[i] * lines.scale[m][i / 2] + offset;
-    }
   };
   const auto for_row_group = [&](const auto& send) {
 #pragma unroll
@@ -290,7 +277,7 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
       const int tile = warp + Config::kOwnColumnWarps * j;
       if (tile < tiles) {
 #pragma unroll
-        for (int m = 0; m < kRowTiles; ++m) apply_norm(sums[m][j], ends, tile, lines, m);
+        for (int m = 0; m < kRowTiles; ++m) apply_norm(sums[m][j], ends, tile * 32, lines, m);
       }
     }
   };
@@ -326,7 +313,7 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
       for (int j = 0; j < kCount; ++j) {
         const int tile = tile_of(j);
         if (tile >= Config::kAttentionTiles) continue;
-        apply_norm(sums[m][j], ends, tile, lines, m);
+        apply_norm(sums[m][j], ends, tile * 32, lines, m);
         if (tile < 2 * kHeadTiles) {
           store_tile(keys_values, key_pitch(kHeadTiles), key_row, 8 * tile, sums[m][j]);
         } else {
@@ -341,14 +328,7 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
   const auto attend = [&] {
     const int row = 16 * warp;
     RowFragments<T, 1, kHeadTiles> own;
-#pragma unroll
-    for (int step = 0; step < kHeadTiles / 2; ++step) {
-      load_fragment(own.fragment[0][step], queries, Config::kQueryPitch, row, step);
-    }
-    if constexpr (kHeadTiles % 2 != 0) {
-      load_matrix_x2(own.at(0, kHeadTiles - 1, 0), own.at(0, kHeadTiles - 1, 1), queries,
-                     (row + lane % 16) * Config::kQueryPitch + 8 * (kHeadTiles - 1));
-    }
+    load_row_tile(own, 0, queries, Config::kQueryPitch, row);
     const KeyRange ranges[1] = {{0, params.map.tokens}};
     Attention<T, 1, kHeadTiles, kHeadTiles> attention;
     attention.start(0, 1.0f);
