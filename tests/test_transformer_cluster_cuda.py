@@ -11,6 +11,7 @@ from conftest import backend_params, clusters, skip_unless_available
 import mobilevit_kernels as mvk
 from mobilevit_kernels import native, simt, verify
 from mobilevit_kernels.native import transformer_cluster
+from mobilevit_kernels.native.launches import Slot
 from mobilevit_kernels.native.transformer_plan import (
     CLUSTER_INSTANCES,
     ClusterInstance,
@@ -391,7 +392,7 @@ def test_nothing_is_written_outside_of_the_output(monkeypatch: pytest.MonkeyPatc
     margin, size = 64, 2 * 24 * 36
     around = torch.full((size + 2 * margin,), float("nan"), dtype=torch.float16)
     output = around[margin : margin + size].reshape(2, 6, 6, 24).permute(0, 3, 1, 2)
-    monkeypatch.setattr(transformer_cluster._dispatch, "empty_nhwc", lambda *_: output)
+    monkeypatch.setattr(Slot, "allocate", lambda *_: output)
     with clusters("simt", "cpu"):
         mvk.ops.transformer(x.half(), mvk.pack(weights, torch.float16, backend="simt"), **options)
     assert simt.library().counters().cluster_barriers > 0

@@ -80,6 +80,8 @@ def short_name(mangled: str) -> str:
     if config := re.search(r"StemConfigI(?:6__half|13__nv_bfloat16)(h|f|6__half|13__nv_bfloat16|S\d?_)E", mangled):
         image = {"h": "uint8", "f": "float32", "6__half": "float16", "13__nv_bfloat16": "bfloat16"}
         return f"stem {dtype} from {image.get(config[1], dtype)}"
+    if config := re.search(r"resize_kernelI(6__half|13__nv_bfloat16)E", mangled):
+        return f"resize {'float16' if config[1] == '6__half' else 'bfloat16'}"
     return mangled
 
 
