@@ -347,6 +347,10 @@ def test_the_report_names_the_boundaries() -> None:
 @pytest.mark.parametrize(
     ("case", "at_once"),
     [
+        # All nine published pairs of tokens and width, of 256 tokens one sequence.
+        *((case_of(dim, (16, 16), patch=(1, 1)), 1_000_000) for dim in (64, 96, 144)),
+        *((case_of(dim, (8, 8), patch=(1, 1)), 1_000_000) for dim in (80, 120, 192)),
+        *((case_of(dim, (4, 4), patch=(1, 1)), 1_000_000) for dim in (96, 144, 240)),
         (case_of(64, (24, 24), layers=2), 1_000_000),
         (case_of(80, (10, 8)), 1_000_000),
         (case_of(96, (4, 4), layers=2), 1_000_000),
@@ -354,7 +358,7 @@ def test_the_report_names_the_boundaries() -> None:
     ],
     ids=str,
 )
-def test_silent_under_many_schedules(case: StageCase, at_once: int) -> None:
+def test_silent_under_many_schedules(case: StageCase, at_once: int, schedules: range) -> None:
     skip_unless_available("simt")
     library = simt.library()
     x, weights, options = case.build()
@@ -363,7 +367,7 @@ def test_silent_under_many_schedules(case: StageCase, at_once: int) -> None:
     results = []
     try:
         with clusters("simt", "cpu", at_once):
-            for seed in range(6):
+            for seed in schedules:
                 library.set_seed(seed)
                 library.reset_counters()
                 results.append((mvk.ops.transformer(x, packed, **options), library.counters()))
