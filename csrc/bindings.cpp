@@ -147,6 +147,7 @@ PYBIND11_MODULE(_C, module) {
   module.def("inverted_residual_shared_bytes", &mvk::inverted_residual_shared_bytes);
   module.def("inverted_residual_rows_shared_bytes", &mvk::inverted_residual_rows_shared_bytes);
   module.def("transformer_shared_bytes", &mvk::transformer_shared_bytes);
+  module.def("transformer_cluster_shared_bytes", &mvk::transformer_cluster_shared_bytes);
 
   // mobilevit_kernels/plan.py makes one for each shape.
   py::class_<mvk::Plan>(module, "Plan")

@@ -62,6 +62,30 @@ void visit_fields(TransformerArguments& a, Visit&& visit) {
 }
 
 template <class Visit>
+void visit_fields(TransformerClusterArguments& a, Visit&& visit) {
+  visit("x", a.x);
+  visit("weights", a.weights);
+  visit("table", a.table);
+  visit("y", a.y);
+  visit("batch", a.batch);
+  visit("height", a.height);
+  visit("width", a.width);
+  visit("in_channels", a.in_channels);
+  visit("dim", a.dim);
+  visit("num_layers", a.num_layers);
+  visit("out_channels", a.out_channels);
+  visit("patch_height", a.patch_height);
+  visit("patch_width", a.patch_width);
+  visit("cluster_rows", a.cluster_rows);
+  visit("sequence_rows", a.sequence_rows);
+  visit("chunks", a.chunks);
+  visit("weight_units", a.weight_units);
+  visit("epsilon", a.epsilon);
+  visit("activation", a.activation);
+  visit("bfloat16", a.bfloat16);
+}
+
+template <class Visit>
 void visit_fields(ResizeArguments& a, Visit&& visit) {
   visit("x", a.x);
   visit("y", a.y);
@@ -167,6 +191,7 @@ void visit_launchers(Visit&& visit) {
   visit("conv3x3", &conv3x3);
   visit("inverted_residual", &inverted_residual);
   visit("transformer", &transformer);
+  visit("transformer_cluster", &transformer_cluster);
   visit("resize", &resize);
   visit("unfold_attention_fold", &unfold_attention_fold);
   visit("head_features", &head_features);
@@ -180,7 +205,7 @@ inline bool is_optional_field(const char* name) {
     while (name[i] != '\0' && name[i] == other[i]) ++i;
     return name[i] == other[i];
   };
-  return is("x2") || is("workspace");
+  return is("x2") || is("workspace") || is("table");
 }
 
 }  // namespace mvk

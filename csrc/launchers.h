@@ -72,6 +72,29 @@ struct ResizeArguments {
 
 Status resize(const ResizeArguments& arguments, Stream stream);
 
+// The same stage on clusters of eight blocks, in one launch: heads of dim / 4 channels, MLP of 2 · dim.
+struct TransformerClusterArguments {
+  const void* x;        // (batch, height, width, in_channels), 16-byte aligned
+  const void* weights;  // packed for the instance; 16-byte aligned
+  const void* table;    // (4, chunks, 2) int32, with clusters of 256 rows; else null
+  void* y;              // (batch, height, width, out_channels), 16-byte aligned
+  int batch, height, width;
+  int in_channels, dim, num_layers, out_channels;
+  int patch_height, patch_width;
+  int cluster_rows;   // rows of a cluster: with `dim`, which instance of the kernel
+  int sequence_rows;  // rows of a sequence, padding included; a divisor of cluster_rows
+  int chunks;         // of the table, a head
+  int weight_units;   // 16-byte units of `weights`
+  float epsilon;      // of the LayerNorms
+  bool activation;    // SiLU at the end
+  bool bfloat16;      // else float16
+};
+
+Status transformer_cluster(const TransformerClusterArguments& arguments, Stream stream);
+
+// Dynamic shared memory of a block of an instance, in bytes; 0: there is no such instance.
+int transformer_cluster_shared_bytes(int dim, int cluster_rows);
+
 struct UnfoldAttentionFoldArguments {
   const void* qkv;  // (batch, height, width, 3 · dim), 16-byte aligned
   void* y;          // (batch, height, width, dim), 16-byte aligned

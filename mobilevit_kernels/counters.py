@@ -38,6 +38,7 @@ class Row:
         bytes: what the kernel touches, each byte once: what device memory sees.
         reread_bytes: input bytes read again, the halo of neighbouring tiles; from L2 as a rule.
         weight_reread_bytes: packed weights read again, by every block or tile; from L2.
+        weight_bytes: packed weights read, all blocks together.
         sector_ratio: bytes of the 32-byte sectors moved over bytes that lanes ask for; below 1 where lanes share bytes.
         floor_mma, mma: matrix instructions.
         floor_mufu, mufu: special-function results.
@@ -46,6 +47,8 @@ class Row:
         shared_wavefronts: shared-memory cycles, all blocks together.
         shuffles: warp-wide shuffles; each takes a shared-memory cycle too.
         barriers: block barriers, all blocks together.
+        cluster_barriers: of all clusters together.
+        remote_bytes: sent to or fetched from another block's shared memory.
         blocks: the grid's size.
         shared_bytes: dynamic shared memory of a block.
     """
@@ -56,6 +59,7 @@ class Row:
     bytes: int
     reread_bytes: int
     weight_reread_bytes: int
+    weight_bytes: int
     sector_ratio: float
     floor_mma: float
     mma: float
@@ -66,6 +70,8 @@ class Row:
     shared_wavefronts: int
     shuffles: int
     barriers: int
+    cluster_barriers: int
+    remote_bytes: int
     blocks: int
     shared_bytes: int
 
@@ -129,8 +135,14 @@ def _filled(case: StageCase) -> StageCase:
     return dataclasses.replace(case, x_shape=(max(images, 1), *case.x_shape[1:]))
 
 
-def count(path: str, case: StageCase, dtype: torch.dtype = torch.float16) -> Row:
+def count(path: str, case: StageCase, dtype: torch.dtype = torch.float16, *, small_batch: bool = False) -> Row:
     """Runs one case on the simulator and counts.
+
+    Args:
+        path: what the row is called.
+        case: the stage, its shape and options.
+        dtype: the compute dtype.
+        small_batch: the variant that an H200 takes for this batch; else that for throughput, whatever the batch.
 
     Raises:
         BackendUnavailable: there is no simulator here.
@@ -144,7 +156,8 @@ def count(path: str, case: StageCase, dtype: torch.dtype = torch.float16) -> Row
     options = {name: value.to(dtype) if isinstance(value, torch.Tensor) else value for name, value in options.items()}
     library = simt.library()
     library.reset_counters()
-    library.set_multiprocessors(0)  # no batch is small: the variants for throughput
+    if not small_batch:
+        library.set_multiprocessors(0)
     try:
         getattr(ops, case.stage)(x if x.dtype == torch.uint8 else x.to(dtype), packed, **options)
     finally:
@@ -162,6 +175,7 @@ def count(path: str, case: StageCase, dtype: torch.dtype = torch.float16) -> Row
         bytes=sum(buffer.read_distinct + buffer.written for _, buffer in traffic),
         reread_bytes=sum(buffer.read - buffer.read_distinct for buffer in inputs),
         weight_reread_bytes=sum(buffer.read - buffer.read_distinct for buffer in weight_buffers),
+        weight_bytes=sum(buffer.read for buffer in weight_buffers),
         sector_ratio=32 * (counted.global_read_sectors + counted.global_write_sectors) / moved,
         floor_mma=_products(case, work) / (16 * 8 * 16),
         mma=counted.mma_m16n8k16 + counted.mma_m16n8k8 / 2,
@@ -175,6 +189,8 @@ def count(path: str, case: StageCase, dtype: torch.dtype = torch.float16) -> Row
         + counted.async_copy_wavefronts,
         shuffles=counted.shuffles,
         barriers=counted.block_barriers,
+        cluster_barriers=counted.cluster_barriers,
+        remote_bytes=counted.remote_read_bytes + counted.remote_write_bytes,
         blocks=counted.blocks,
         shared_bytes=max(launch.shared_bytes for launch in launches),
     )

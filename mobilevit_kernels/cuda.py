@@ -58,6 +58,14 @@ def _extension() -> tuple[ModuleType | None, str]:
         return None, f"the compiled extension does not load: {error}"
 
 
+def knows_clusters(architectures: str, capability: tuple[int, int]) -> bool:
+    """Whether what a GPU runs of a build knows clusters: PTX of an older architecture does not, on whatever GPU."""
+    return any(
+        serves(architecture, capability) and int(architecture.removesuffix("-ptx").rstrip("af")) >= 90
+        for architecture in architectures.split("/")
+    )
+
+
 def status() -> Status:
     """Whether the extension is there and there is a GPU that it runs on."""
     extension, problem = _extension()
@@ -146,6 +154,11 @@ class CudaLibrary:
         """Streaming multiprocessors of ``device``."""
         count: int = torch.cuda.get_device_properties(device).multi_processor_count
         return count
+
+    def has_clusters(self, device: torch.device) -> bool:
+        """Whether ``device`` has thread-block clusters, from compute capability 9.0 on, and runs code built for it."""
+        architectures: str = self.extension.architectures
+        return knows_clusters(architectures, torch.cuda.get_device_capability(device))
 
 
 class _CompiledPlan:

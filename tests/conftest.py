@@ -57,6 +57,21 @@ def blocks(backend: str, size: str) -> Iterator[None]:
     """Makes the transformer of "simt" or "cuda" take its "small" or its "large" blocks, whatever the batch."""
     library = native.library(backend)
     library.multiprocessors = lambda device: 1_000_000 if size == "small" else 0  # type: ignore[method-assign]
+    library.has_clusters = lambda device: False  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del library.multiprocessors
+        del library.has_clusters
+
+
+@contextlib.contextmanager
+def clusters(backend: str, device: str, at_once: int = 1_000_000) -> Iterator[None]:
+    """Makes the transformer of "simt" or "cuda" take clusters while they are at most ``at_once``; skips without any."""
+    library = native.library(backend)
+    if not library.has_clusters(torch.device(device)):
+        pytest.skip(f"{device} has no thread-block clusters")
+    library.multiprocessors = lambda device: 8 * at_once  # type: ignore[method-assign]
     try:
         yield
     finally:

@@ -113,6 +113,40 @@ def test_more_images_cost_a_transformer_their_own_bytes_only() -> None:
     assert more.floor_bytes - whole.floor_bytes == more.bytes - whole.bytes
 
 
+# A block of a cluster at 256×256 and batch 1, a layer: KB received from other blocks, KB of weights read.
+CLUSTER_BOUNDS = {
+    # (d, tokens): (exchange, weights)
+    (64, 256): (24, 49),
+    (80, 64): (23, 31),
+    (96, 16): (15, 22),
+    (96, 256): (35, 108),
+    (120, 64): (33, 65),
+    (144, 16): (23, 52),
+    (144, 256): (55, 247),
+    (192, 64): (52, 147),
+    (240, 16): (37, 123),
+}
+
+
+@pytest.mark.parametrize("model", ["mobilevit_s", "mobilevit_xs", "mobilevit_xxs"])
+def test_transformer_on_clusters_stays_within_its_bounds(model: str) -> None:
+    skip_unless_available("simt")
+    for path, case in counters.cases(model, "transformer", batch=1):
+        _, dim, _, layers, _ = case.sizes
+        case = dataclasses.replace(case, x_shape=(1, *case.x_shape[1:]))
+        row = counters.count(path, case, small_batch=True)
+        assert row.blocks == 32, row  # a cluster of eight for each of four sequences
+        tokens = case.x_shape[2] * case.x_shape[3] // 4
+        assert row.cluster_barriers == 4 * (3 * layers + 1 if tokens == 256 else 5 * layers + 2), row
+        exchange, weights = CLUSTER_BOUNDS[dim, tokens]
+        # X after the first 1×1 convolution is sent too, and the weights of both convolutions are read.
+        assert row.remote_bytes <= 1024 * (layers + 0.25) * exchange * row.blocks, row
+        assert row.weight_bytes <= 1024 * (layers + 0.3) * weights * row.blocks, row
+        assert row.reread_bytes <= 7 * row.floor_bytes, row  # x, by every block
+        assert row.matrix_conflicts == 0, row
+        assert row.shared_conflicts <= 0.02 * row.shared_wavefronts, row
+
+
 @pytest.mark.parametrize("model", ["mobilevit_s", "mobilevit_xs", "mobilevit_xxs"])
 def test_conv3x3_stays_within_its_bounds(model: str) -> None:
     skip_unless_available("simt")
@@ -173,6 +207,8 @@ def test_the_committed_table_has_no_local_memory_traffic_in_loops() -> None:
     assert set(table) == {"sm_80", "sm_90a", "sm_100"}
     for architecture, rows in table.items():
         kernels = Counter(name.split()[0] for name in rows)
+        if architecture != "sm_80":
+            assert kernels.pop("transformer_cluster") == 24  # 2 dtypes × 12 instances
         assert kernels == {
             "inverted_residual": 32,  # 2 dtypes × 2 strides × 4 widths × 2 tiles
             "inverted_residual_rows": 24,  # 2 dtypes × 12 shapes

@@ -262,7 +262,7 @@ def test_refusals() -> None:
 
 
 def test_architectures_and_capabilities() -> None:
-    from mobilevit_kernels.cuda import serves
+    from mobilevit_kernels.cuda import knows_clusters, serves
 
     assert serves("90a", (9, 0))
     assert not serves("90a", (10, 0))
@@ -270,3 +270,9 @@ def test_architectures_and_capabilities() -> None:
     assert not serves("86", (8, 0))
     assert serves("80/120-ptx", (12, 1))
     assert not serves("80/120", (13, 0))
+    # Clusters: what is compiled for sm_90 and newer knows them. PTX of an older architecture runs there, and does not.
+    assert knows_clusters("80/90a", (9, 0))
+    assert knows_clusters("80/100/120-ptx", (12, 1))
+    assert not knows_clusters("80/80-ptx", (9, 0))
+    assert not knows_clusters("90a/80-ptx", (10, 0))
+    assert not knows_clusters("80/90a", (8, 0))

@@ -294,7 +294,7 @@ def test_the_compiled_plan_launches_the_same(size: int, taps: tuple[int, ...], e
     assert len(compiled) == len(recorder.calls)
     for i, (launcher, arguments) in enumerate(recorder.calls):
         values = compiled.values(i, addresses)
-        expected = {name: 0 for name in values if name in ("x2", "workspace")} | arguments
+        expected = {name: 0 for name in values if name in ("x2", "workspace", "table")} | arguments
         assert values.keys() == expected.keys(), launcher
         for name, value in values.items():
             if isinstance(value, int):  # an address

@@ -141,6 +141,23 @@ def test_async_copy_fills_with_zeros(backend: str) -> None:
 
 
 @on_devices
+def test_cluster_exchanges_shared_memory(backend: str) -> None:
+    if backend == "cuda" and torch.cuda.is_available() and torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("clusters need compute capability 9.0")
+    blocks = np.arange(8)
+    words = inputs(8)  # two clusters of four
+    words[:] = np.random.default_rng(3).integers(1, 2**28, words.shape, dtype=np.uint32)
+    out = golden(backend, "cluster", words)
+    writer = words[blocks // 4 * 4 + (blocks + 3) % 4]
+    owner = words[blocks // 4 * 4 + (blocks + 2) % 4]
+    four = writer[..., 0] ^ writer[..., 1] << 1 ^ writer[..., 2] << 2 ^ writer[..., 3] << 3
+    assert np.array_equal(out[..., 0], four)
+    assert np.array_equal(out[..., 1], writer[..., 4] ^ writer[..., 5] << 1 ^ writer[..., 6] << 2)
+    assert np.array_equal(out[..., 2], owner[..., 7] ^ owner[..., 8] << 1 ^ owner[..., 9] << 2)
+    assert (out[..., 3] == (blocks % 4 * 16 + 4)[:, None]).all()
+
+
+@on_devices
 def test_shuffles(backend: str) -> None:
     words = inputs()
     words[0, :, 0] = np.arange(32) * 11 + 5

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import backend_params, blocks, skip_unless_available
+from conftest import backend_params, blocks, clusters, skip_unless_available
 
 import mobilevit_kernels as mvk
 from mobilevit_kernels import native, verify
@@ -20,6 +20,8 @@ CASES = [
     StageCase("transformer", (16, 64, 48, 2, 24), (1, 16, 9, 11), {"num_heads": 4, "patch_size": (1, 1)}),  # split
     StageCase("transformer", (16, 64, 48, 1, 8), (2, 16, 7, 9), {"num_heads": 4}),  # resized
     StageCase("transformer", (16, 144, 48, 1, 8), (1, 16, 8, 10), {"num_heads": 4, "patch_size": (2, 1)}),
+    StageCase("transformer", (24, 96, 192, 2, 24), (1, 24, 6, 8), {"num_heads": 4}),  # clusters, rows shared
+    StageCase("transformer", (16, 80, 160, 1, 40), (1, 16, 8, 10), {"num_heads": 4}),  # clusters, rows split
     StageCase("unfold_attention_fold", (), (2, 3 * 80, 18, 8), {"num_heads": 4, "patch_size": (2, 1)}),
     StageCase("conv3x3", (40, 24), (2, 24, 9, 11), {"x2_channels": 16}),
     StageCase("conv3x3", (24, 56), (1, 24, 7, 9), {"dilation": 2, "activation": "none"}),
@@ -50,7 +52,11 @@ def test_small_case(case: StageCase, dtype: torch.dtype, backend: str, device: s
 
     arguments = [] if weights is None else [mvk.pack(weights, dtype, device, backend)]
     options |= {"backend": backend} if weights is None else {}
-    with blocks(backend, "large" if 144 in case.sizes else "small"):
+    if case.stage == "transformer" and case.sizes[2] == 2 * case.sizes[1]:
+        variant = clusters(backend, device)
+    else:
+        variant = blocks(backend, "large" if 144 in case.sizes else "small")
+    with variant:
         y = getattr(mvk.ops, case.stage)(move(x), *arguments, **{name: move(value) for name, value in options.items()})
     x = x if x.dtype == torch.uint8 else x.to(dtype)
     options.pop("backend", None)

@@ -79,6 +79,50 @@ PLANTED = [
         r"planted.cu:\d+: warp \d lane \d+.*global buffer 'in' byte \d+: read before wait_for_earlier_launches",
     ),
     ("no wait for earlier launches", r"warp \d lane \d+.*left the kernel without wait_for_earlier_launches"),
+    (
+        "missing cluster barrier",
+        r"planted.cu:\d+: warp 0 lane \d+.*(race on shared region '(in|out)box'.*sync_cluster\(\) between"
+        r"|'(in|out)box' byte \d+: read, but nothing was written)",
+    ),
+    (
+        "missing first cluster barrier",
+        r"planted.cu:\d+: warp 0 lane \d+.*'inbox' of block [01]: accessed before the first sync_cluster",
+    ),
+    (
+        "remote write without a barrier",
+        r"planted.cu:\d+: warp 0 lane \d+.*race on shared region 'inbox' byte \d+: written here and by block [01] "
+        r"warp 0 lane \d+ at planted.cu:\d+, no sync_cluster\(\) between",
+    ),
+    ("remote out of bounds", r"planted.cu:\d+: warp 0 lane \d+.*'inbox' out of bounds: bytes \d+ … \d+ of 256"),
+    ("remote rank out of bounds", r"planted.cu:\d+: warp 0 lane \d+.*'outbox' of block 2: the cluster has 2"),
+    ("remote uninitialised", r"planted.cu:\d+: warp 0 lane \d+.*'inbox' byte \d+: read, but nothing was written"),
+    ("remote read under copy", r"planted.cu:\d+: warp 0 lane \d+.*'outbox' byte \d+: read before the copy_async_wait"),
+    (
+        "skipped cluster barrier",
+        r"skipped barrier: .* sync_cluster\(\) and block 1 warp 0 (all )?lanes.* left the kernel|"
+        r"deadlock(.|\n)*block 0 warp 0 all lanes: waiting at sync_cluster(.|\n)*block 1 .*: left the kernel"
+        r"(.|\n)*in the cluster from block \(0, 0\) on",
+    ),
+    (
+        "divergent cluster barrier",
+        r"planted.cu:\d+: warp 0 lane \d+.*divergent barrier: this thread is at sync_cluster\(\) here while block [01] "
+        r"warp 0 lane \d+ waits at the one in planted.cu:\d+",
+    ),
+    (
+        "block leaves early",
+        r"planted.cu:\d+: (block [01] of the cluster accesses shared memory of block [01], which leaves the kernel|"
+        r"warp 0 .*'outbox' of block [01]: accessed, but the block has left the kernel)",
+    ),
+    (
+        "global exchange without a barrier",
+        r"planted.cu:\d+: warp 0 lane \d+.*global buffer 'out' byte \d+: (read, but nothing was written|"
+        r"(read|written) here(,| and) (read|written) by block [01], no sync_cluster\(\) between)",
+    ),
+    (
+        "global overwrite without a barrier",
+        r"planted.cu:\d+: warp 0 lane \d+.*race on global buffer 'out' byte \d+: (read|written) here(,| and) "
+        r"(read|written) by block [01], no sync_cluster\(\) between",
+    ),
     ("bank conflicts", None),
 ]
 
@@ -112,17 +156,20 @@ def test_correct_kernels_pass_under_100_schedules() -> None:
 
 def test_counters_of_a_known_kernel() -> None:
     counted = run_planted(0, 0)
-    assert counted.blocks == 2 + 2
-    # Ring: 2 blocks × 64 threads × 4 copies of 16 bytes; exchange: 2 blocks × 32 lanes × 4 bytes.
-    assert counted.global_read_bytes == 2 * 64 * 4 * 16 + 2 * 32 * 4
-    assert counted.global_write_bytes == 2 * 64 * 4 + 2 * 32 * 4
-    assert counted.global_write_sectors == (2 * 64 + 2 * 32) * 4 // 32
+    assert counted.blocks == 2 + 2 + 2
+    # Ring: 2 blocks × 64 threads × 4 copies of 16 bytes; exchange: 2 blocks × 32 lanes × 4 bytes; cluster: the same
+    # twice.
+    assert counted.global_read_bytes == 2 * 64 * 4 * 16 + 3 * 2 * 32 * 4
+    assert counted.global_write_bytes == 2 * 64 * 4 + 3 * 2 * 32 * 4
+    assert counted.global_write_sectors == (2 * 64 + 3 * 2 * 32) * 4 // 32
     # Two lanes fetch the same 16 bytes, which lie 64 bytes apart: 16 sectors a warp and copy.
-    assert counted.global_read_sectors == 2 * 2 * 4 * 16 + 2 * 4
+    assert counted.global_read_sectors == 2 * 2 * 4 * 16 + 3 * 2 * 4
     assert counted.block_barriers == 2 * 9
     assert counted.warp_barriers == 2 * 3
     assert counted.shuffles == 2
     assert counted.matrix_load_wavefronts == 2 * 4
+    assert counted.cluster_barriers == 4
+    assert counted.remote_read_bytes == counted.remote_write_bytes == 2 * 32 * 4
 
 
 def test_bank_conflicts_show_in_the_counter() -> None:

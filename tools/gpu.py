@@ -43,6 +43,8 @@ FILES = (
 )
 
 QUICK_BUDGET_S = 540.0
+# Long by design: only the full run has them.
+LONG_TESTS = ("tests/test_examples.py", "tests/test_fuzz.py", "tests/test_soak.py")
 # What compute-sanitizer runs: primitives and one small case of every kernel, few launches, no other library's kernels.
 SANITIZED = ("tests/test_primitives.py", "tests/test_sanitize.py")
 MAX_DETAILS = 10  # lines below a step's row, such as the names of failing tests
@@ -572,6 +574,7 @@ def plan(folder: Path, *, full: bool, budget: float | None, gpu: str | None, off
             environment={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
         )
 
+    quick_only = [f"--ignore={path}" for path in LONG_TESTS]
     isolation = ["--no-build-isolation"] if offline else []
     warm = Step(
         "warm",
@@ -592,7 +595,7 @@ def plan(folder: Path, *, full: bool, budget: float | None, gpu: str | None, off
         Step(
             "tests",
             "tests.log",
-            lambda _: pytest_command(python, *parallel_options()),
+            lambda _: pytest_command(python, *parallel_options(), *([] if full else quick_only)),
             report_gpu_tests if gpu else report_tests,
             cap=cap(150, 3600),
             share=share(60),

@@ -61,6 +61,11 @@ def short_name(mangled: str) -> str:
         dim, head_tiles, row_tiles, warps, padded = config.groups()
         size = f"{'up to ' if padded == '1' else ''}{dim} channels, heads of {8 * int(head_tiles)}"
         return f"transformer {dtype} {size}, {16 * int(row_tiles) * int(warps)} rows a block"
+    if config := re.search(r"TransformerClusterConfigI\w+?" + r"Li(\d+)E" * 4, mangled):
+        dim, _, rows, groups = config.groups()
+        return f"transformer_cluster {dtype} {dim} channels, {rows} rows, {groups} row group{'s' * (groups != '1')}"
+    if config := re.search(r"TransformerClusterLongConfigI\w+?Li(\d+)E", mangled):
+        return f"transformer_cluster {dtype} {config[1]} channels, 256 rows"
     if config := re.search(r"UnfoldAttentionFoldConfigI\w+?Li(\d+)E", mangled):
         return f"unfold_attention_fold {dtype} heads of {8 * int(config[1])}"
     if config := re.search(r"Conv3x3ConfigI\w+?Li(\d+)ELi(\d+)ELi(\d+)ELi(\d+)E", mangled):
@@ -75,6 +80,8 @@ def short_name(mangled: str) -> str:
     if config := re.search(r"StemConfigI(?:6__half|13__nv_bfloat16)(h|f|6__half|13__nv_bfloat16|S\d?_)E", mangled):
         image = {"h": "uint8", "f": "float32", "6__half": "float16", "13__nv_bfloat16": "bfloat16"}
         return f"stem {dtype} from {image.get(config[1], dtype)}"
+    if config := re.search(r"resize_kernelI(6__half|13__nv_bfloat16)E", mangled):
+        return f"resize {'float16' if config[1] == '6__half' else 'bfloat16'}"
     return mangled
 
 
@@ -97,6 +104,7 @@ def local_accesses_in_loops(sass: str) -> int:
 def measure(architecture: str) -> dict[str, dict[str, int]]:
     """The figures of every kernel in csrc/*.cu for one architecture."""
     rows: dict[str, dict[str, int]] = {}
+    has_clusters = int(architecture.rstrip("a")) >= 90
     nvcc, nvdisasm, cuobjdump = (find_tool(tool) for tool in ("nvcc", "nvdisasm", "cuobjdump"))
     if nvcc is None or nvdisasm is None or cuobjdump is None:
         raise RuntimeError("nvcc, nvdisasm and cuobjdump are needed")
@@ -105,6 +113,8 @@ def measure(architecture: str) -> dict[str, dict[str, int]]:
             cubin = str(Path(scratch) / f"{source.stem}.cubin")
             gencode = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
             run(nvcc, "-std=c++17", "-O3", gencode, '-DMVK_ARCHITECTURES=""', "-cubin", "-o", cubin, str(source))
+            if source.stem.startswith("transformer_cluster") and not has_clusters:
+                continue  # compiled for a return at once
             for name, usage in re.findall(r"Function (\w+):\n\s*(.*)", run(cuobjdump, "--dump-resource-usage", cubin)):
                 figures = dict(re.findall(r"(\w+):(\d+)", usage))
                 rows[short_name(name)] = {

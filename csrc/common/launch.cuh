@@ -12,6 +12,7 @@ struct LaunchShape {
   int blocks_y;
   int threads;       // a multiple of 32
   int shared_bytes;  // dynamic shared memory of a block
+  int cluster = 1;   // blocks of a cluster, along x: at most 8, a divisor of blocks_x; more than one needs sm_90
 };
 
 }  // namespace mvk
@@ -51,8 +52,8 @@ Status launch(const char* name, const LaunchShape& shape, Stream stream, const P
     return fail(Status::kUnsupported, "%s: no CUDA device: %s", name, cudaGetErrorString(error));
   // A kernel has to ask for more than 48 KB once a device; a bit a device remembers that it did.
   static std::atomic<std::uint64_t> prepared{0};
-  // Another bit where the kernel's code knows how to wait: compiled for sm_90 or newer, and running there.
-  static std::atomic<std::uint64_t> can_overlap{0};
+  // Another bit where the kernel's code knows clusters and how to wait: compiled for sm_90 or newer, and running there.
+  static std::atomic<std::uint64_t> knows_sm_90{0};
   const std::uint64_t bit = std::uint64_t{1} << (device % 64);
   if ((prepared.load(std::memory_order_relaxed) & bit) == 0 || device >= 64) {
     const int limit = shared_memory_limit();
@@ -74,7 +75,7 @@ Status launch(const char* name, const LaunchShape& shape, Stream stream, const P
     int major = 0;
     error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
     if (error == cudaSuccess && major >= 9 && attributes.ptxVersion >= 90) {
-      can_overlap.fetch_or(bit, std::memory_order_relaxed);
+      knows_sm_90.fetch_or(bit, std::memory_order_relaxed);
     }
     prepared.fetch_or(bit, std::memory_order_relaxed);
   }
@@ -83,13 +84,28 @@ Status launch(const char* name, const LaunchShape& shape, Stream stream, const P
   config.blockDim = dim3(static_cast<unsigned>(shape.threads));
   config.dynamicSmemBytes = static_cast<std::size_t>(shape.shared_bytes);
   config.stream = stream.handle;
-  cudaLaunchAttribute overlap = {};
-  if (stream.overlaps && (can_overlap.load(std::memory_order_relaxed) & bit) != 0) {
-    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    overlap.val.programmaticStreamSerializationAllowed = 1;
-    config.attrs = &overlap;
-    config.numAttrs = 1;
+  cudaLaunchAttribute attributes[2] = {};
+  unsigned count = 0;
+  const bool on_sm_90 = (knows_sm_90.load(std::memory_order_relaxed) & bit) != 0;
+  if (shape.cluster > 1) {
+    if (!on_sm_90) {
+      return fail(Status::kUnsupported,
+                  "%s: clusters need a GPU of compute capability 9.0 and a build for it, this is %s", name,
+                  MVK_ARCHITECTURES);
+    }
+    attributes[count].id = cudaLaunchAttributeClusterDimension;
+    attributes[count].val.clusterDim.x = static_cast<unsigned>(shape.cluster);
+    attributes[count].val.clusterDim.y = 1;
+    attributes[count].val.clusterDim.z = 1;
+    ++count;
   }
+  if (stream.overlaps && on_sm_90) {
+    attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[count].val.programmaticStreamSerializationAllowed = 1;
+    ++count;
+  }
+  config.attrs = attributes;
+  config.numAttrs = count;
   error = cudaLaunchKernelEx(&config, kKernel, params);
   if (error != cudaSuccess) {
     cudaGetLastError();

@@ -18,9 +18,8 @@ template <auto kKernel, class Params>
 Status launch(const char* name, const LaunchShape& shape, Stream, const Params& params) {
   std::string report;
   const auto entry = [](const void* pointer) { kKernel(*static_cast<const Params*>(pointer)); };
-  if (simt::run(name, shape.blocks_x, shape.blocks_y, shape.threads, shape.shared_bytes, entry, &params, report)) {
-    return Status::kOk;
-  }
+  const simt::Grid grid{shape.blocks_x, shape.blocks_y, shape.threads, shape.shared_bytes, shape.cluster};
+  if (simt::run(name, grid, entry, &params, report)) return Status::kOk;
   return fail(Status::kSimulator, "%s", report.c_str());
 }
 

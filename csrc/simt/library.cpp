@@ -67,6 +67,12 @@ int mvk_transformer_shared_bytes(int instance_dim, int head_tiles, int instance_
 int mvk_transformer(const TransformerArguments* arguments) {
   return guarded([&] { return transformer(*arguments, Stream{}); });
 }
+int mvk_transformer_cluster_shared_bytes(int dim, int cluster_rows) {
+  return transformer_cluster_shared_bytes(dim, cluster_rows);
+}
+int mvk_transformer_cluster(const TransformerClusterArguments* arguments) {
+  return guarded([&] { return transformer_cluster(*arguments, Stream{}); });
+}
 int mvk_unfold_attention_fold(const UnfoldAttentionFoldArguments* arguments) {
   return guarded([&] { return unfold_attention_fold(*arguments, Stream{}); });
 }

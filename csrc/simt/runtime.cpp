@@ -34,7 +34,7 @@ struct AsyncCopy {
   const char* region;
 };
 
-enum class Waiting : std::uint8_t { kNot, kForWarp, kForBlock, kDone };
+enum class Waiting : std::uint8_t { kNot, kForWarp, kForBlock, kForCluster, kDone };
 
 struct Lane {
   jmp_buf resume_point;
@@ -77,11 +77,14 @@ struct Warp {
   std::size_t used_sites = 0;
 };
 
-// What the race detector remembers of 4 bytes of shared memory.
+// What the race detector remembers of 4 bytes of shared memory. Epochs are those of the block and of the cluster that
+// made the access; each number is given out once, so that equal epochs mean the same block or cluster, too.
 struct Word {
-  std::uint64_t block_serial = 0;  // the block that wrote it last: anything older is uninitialised
+  std::uint64_t block_serial = 0;  // of the block that owns it, when it was written last: older is uninitialised
   std::uint64_t write_epoch = 0;
+  std::uint64_t write_cluster_epoch = 0;
   std::uint64_t read_epoch = 0;
+  std::uint64_t read_cluster_epoch = 0;
   std::uint32_t write_warp_epoch = 0;
   std::uint32_t read_warp_epoch = 0;
   std::uint32_t reading_warps = 0;
@@ -89,11 +92,31 @@ struct Word {
   std::uint8_t write_warp = 0;
   std::uint8_t write_lane = 0;
   std::uint8_t read_warp = 0;
+  std::uint8_t write_block = 0;     // rank in the cluster
+  std::uint8_t reading_blocks = 0;  // mask of ranks, in read_cluster_epoch
   std::uint8_t written_bytes = 0;
   bool pending = false;
   Where write_where{nullptr, 0};
   Where read_where{nullptr, 0};
   const char* region = nullptr;
+};
+
+// One of the blocks that run at the same time: those of a cluster.
+struct Block {
+  int rank = 0;  // in the cluster
+  Index3 index;
+  std::vector<Warp> warps;
+  std::vector<unsigned char> shared;
+  std::vector<Word> words;
+  std::uint64_t serial = 0;  // from 1; never reset, so that no shadow needs clearing
+  std::uint32_t serial_in_launch = 0;
+  std::uint64_t epoch = 0;  // changes with each barrier
+  int arrived = 0;          // threads at sync_block
+  int done = 0;             // threads that have left the kernel
+  // The last access to its shared memory by another block.
+  std::uint64_t remote_epoch = 0;
+  int remote_block = 0;
+  Where remote_where{nullptr, 0};
 };
 
 constexpr std::size_t kStackBytes = 256 * 1024;
@@ -106,19 +129,19 @@ struct Machine {
   std::vector<Buffer*> buffers;
   LaunchRecord launch{"", 0, 0};
 
-  // The block that runs.
-  std::vector<std::unique_ptr<Lane>> lanes;
-  std::vector<Warp> warps;
+  // The cluster that runs; a block of a launch without clusters is one of its own.
+  std::vector<std::unique_ptr<Lane>> lanes;  // of all its blocks, one block after the other
   std::vector<char*> stacks;
-  std::vector<unsigned char> shared;
-  std::vector<Word> words;
-  std::uint64_t serial = 0;  // of the block, from 1; never reset, so that no shadow needs clearing
+  std::vector<Block> blocks;
+  Block* block = nullptr;  // of the running thread
+  std::uint64_t serial = 0;
   std::uint32_t serial_in_launch = 0;
-  std::uint64_t epoch = 0;  // counts sync_block, and blocks
-  int threads = 0;
-  int block_arrived = 0;
-  int done = 0;
-  int running = -1;  // thread index, −1: the scheduler
+  std::uint64_t epochs = 0;         // given out
+  std::uint64_t cluster_epoch = 0;  // changes with each sync_cluster
+  int cluster_arrived = 0;
+  int cluster_barriers = 0;  // that this cluster has completed
+  int threads = 0;           // of a block
+  int running = -1;          // thread index in its block, −1: the scheduler
   jmp_buf scheduler;
   void* scheduler_fake_stack = nullptr;
   const void* scheduler_stack = nullptr;
@@ -160,10 +183,19 @@ std::string format_thread(int warp, int lane) {
 int running_warp() { return machine.running / kWarpSize; }
 int running_lane() { return machine.running % kWarpSize; }
 
+Lane& lane_of(const Block& block, int thread) {
+  return *machine.lanes[static_cast<std::size_t>(block.rank * machine.threads + thread)];
+}
+Lane& running() { return lane_of(*machine.block, machine.running); }
+Warp& warp_state() { return machine.block->warps[static_cast<std::size_t>(running_warp())]; }
+
+// "block 3 " where there are several, else nothing.
+std::string format_block(int rank) { return machine.blocks.size() == 1 ? "" : "block " + std::to_string(rank) + " "; }
+
 // --- fibers -------------------------------------------------------------------------------------------------------
 
 void switch_to_scheduler() {
-  Lane& lane = *machine.lanes[static_cast<std::size_t>(machine.running)];
+  Lane& lane = running();
   machine.running = -1;
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_start_switch_fiber(&lane.fake_stack, machine.scheduler_stack, machine.scheduler_stack_bytes);
@@ -172,6 +204,16 @@ void switch_to_scheduler() {
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_finish_switch_fiber(lane.fake_stack, &machine.scheduler_stack, &machine.scheduler_stack_bytes);
 #endif
+}
+
+// A block's shared memory is gone with its last thread: nobody may have used it since the last cluster barrier.
+void note_block_has_left() {
+  const Block& block = *machine.block;
+  if (machine.faulted || block.remote_epoch != machine.cluster_epoch) return;
+  machine.faulted = true;
+  machine.report = format_where(block.remote_where) + ": block " + std::to_string(block.remote_block) +
+                   " of the cluster accesses shared memory of block " + std::to_string(block.rank) +
+                   ", which leaves the kernel with no sync_cluster() between";
 }
 
 // A fiber runs the kernel once for each block that comes.
@@ -189,21 +231,21 @@ void fiber_main() {
       machine.faulted = true;
       machine.report = fault.message;
     }
-    const auto thread = static_cast<std::size_t>(machine.running);
-    Lane& lane = *machine.lanes[thread];
-    lane.waiting = Waiting::kDone;
-    machine.warps[thread / kWarpSize].exited |= 1u << thread % kWarpSize;
-    ++machine.done;
+    running().waiting = Waiting::kDone;
+    warp_state().exited |= 1u << running_lane();
+    if (++machine.block->done == machine.threads) note_block_has_left();
     switch_to_scheduler();
   }
 }
 
-void resume(int thread) {
-  Lane& lane = *machine.lanes[static_cast<std::size_t>(thread)];
+void resume(Block& block, int thread) {
+  Lane& lane = lane_of(block, thread);
+  machine.block = &block;
   machine.running = thread;
-  current.thread = thread;
+  current = {thread, block.index, block.rank, static_cast<int>(machine.blocks.size())};
 #if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_start_switch_fiber(&machine.scheduler_fake_stack, machine.stacks[static_cast<std::size_t>(thread)],
+  __sanitizer_start_switch_fiber(&machine.scheduler_fake_stack,
+                                 machine.stacks[static_cast<std::size_t>(block.rank * machine.threads + thread)],
                                  kStackBytes);
 #endif
   if (_setjmp(machine.scheduler) == 0) {
@@ -243,7 +285,7 @@ void make_fibers(int threads) {
 }
 
 void block_thread(Waiting waiting, const char* primitive, Where where) {
-  Lane& lane = *machine.lanes[static_cast<std::size_t>(machine.running)];
+  Lane& lane = running();
   lane.waiting = waiting;
   lane.primitive = primitive;
   lane.where = where;
@@ -331,7 +373,7 @@ void flush_sites(Warp& warp) {
 }
 
 void note_access(int kind, std::uint64_t address, int bytes, Where where) {
-  Warp& warp = machine.warps[static_cast<std::size_t>(running_warp())];
+  Warp& warp = warp_state();
   const int lane = running_lane();
   std::size_t i = 0;
   while (i < warp.used_sites && !(warp.sites[i].where.line == where.line && warp.sites[i].kind == kind &&
@@ -366,10 +408,18 @@ void note_access(int kind, std::uint64_t address, int bytes, Where where) {
 // `lane` is the reader; kWholeWarp for ldmatrix, whose rows go to lanes other than the one that names their address.
 constexpr int kWholeWarp = -1;
 
+// `word` may be another block's: between accesses of two blocks only a cluster barrier counts.
 void check_and_record_read(Word& word, const char* region, int byte, int lane, Where where) {
   const int warp = running_warp();
-  const Warp& state = machine.warps[static_cast<std::size_t>(warp)];
-  if (word.write_epoch == machine.epoch && (word.write_warp != warp || word.write_lane != lane)) {
+  const Block& block = *machine.block;
+  const Warp& state = warp_state();
+  if (word.write_cluster_epoch == machine.cluster_epoch && word.write_block != block.rank) {
+    fault(where,
+          "race on shared region '%s' byte %d: read here, written by block %d %s at %s, no sync_cluster() between",
+          region, byte, word.write_block, format_thread(word.write_warp, word.write_lane).c_str(),
+          format_where(word.write_where).c_str());
+  }
+  if (word.write_epoch == block.epoch && (word.write_warp != warp || word.write_lane != lane)) {
     if (word.write_warp != warp) {
       fault(where, "race on shared region '%s' byte %d: read here, written by %s at %s, no sync_block() between",
             region, byte, format_thread(word.write_warp, word.write_lane).c_str(),
@@ -380,8 +430,13 @@ void check_and_record_read(Word& word, const char* region, int byte, int lane, W
             region, byte, word.write_lane, format_where(word.write_where).c_str());
     }
   }
-  if (word.read_epoch != machine.epoch) {
-    word.read_epoch = machine.epoch;
+  if (word.read_cluster_epoch != machine.cluster_epoch) {
+    word.read_cluster_epoch = machine.cluster_epoch;
+    word.reading_blocks = 0;
+  }
+  word.reading_blocks = static_cast<std::uint8_t>(word.reading_blocks | 1 << block.rank);
+  if (word.read_epoch != block.epoch) {
+    word.read_epoch = block.epoch;
     word.reading_warps = 0;
     word.reading_lanes = 0;
   }
@@ -396,8 +451,19 @@ void check_and_record_read(Word& word, const char* region, int byte, int lane, W
 void check_and_record_write(Word& word, const char* region, int byte, Where where) {
   const int warp = running_warp();
   const int lane = running_lane();
-  const Warp& state = machine.warps[static_cast<std::size_t>(warp)];
-  if (word.write_epoch == machine.epoch && (word.write_warp != warp || word.write_lane != lane)) {
+  const Block& block = *machine.block;
+  const Warp& state = warp_state();
+  if (word.write_cluster_epoch == machine.cluster_epoch && word.write_block != block.rank) {
+    fault(where, "race on shared region '%s' byte %d: written here and by block %d %s at %s, no sync_cluster() between",
+          region, byte, word.write_block, format_thread(word.write_warp, word.write_lane).c_str(),
+          format_where(word.write_where).c_str());
+  }
+  const int other_blocks = word.reading_blocks & ~(1 << block.rank);
+  if (word.read_cluster_epoch == machine.cluster_epoch && other_blocks != 0) {
+    fault(where, "race on shared region '%s' byte %d: written here, read by block %d, no sync_cluster() between",
+          region, byte, __builtin_ctz(static_cast<unsigned>(other_blocks)));
+  }
+  if (word.write_epoch == block.epoch && (word.write_warp != warp || word.write_lane != lane)) {
     if (word.write_warp != warp) {
       fault(where, "race on shared region '%s' byte %d: written here and by %s at %s, no sync_block() between", region,
             byte, format_thread(word.write_warp, word.write_lane).c_str(), format_where(word.write_where).c_str());
@@ -407,7 +473,7 @@ void check_and_record_write(Word& word, const char* region, int byte, Where wher
             region, byte, word.write_lane, format_where(word.write_where).c_str());
     }
   }
-  if (word.read_epoch == machine.epoch) {
+  if (word.read_epoch == block.epoch) {
     if ((word.reading_warps & ~(1u << warp)) != 0) {
       fault(where, "race on shared region '%s' byte %d: written here, read by warp %d at %s, no sync_block() between",
             region, byte, __builtin_ctz(word.reading_warps & ~(1u << warp)), format_where(word.read_where).c_str());
@@ -417,7 +483,9 @@ void check_and_record_write(Word& word, const char* region, int byte, Where wher
             region, byte, __builtin_ctz(word.reading_lanes & ~(1u << lane)), format_where(word.read_where).c_str());
     }
   }
-  word.write_epoch = machine.epoch;
+  word.write_epoch = block.epoch;
+  word.write_cluster_epoch = machine.cluster_epoch;
+  word.write_block = static_cast<std::uint8_t>(block.rank);
   word.write_warp = static_cast<std::uint8_t>(warp);
   word.write_lane = static_cast<std::uint8_t>(lane);
   word.write_warp_epoch = state.epoch;
@@ -434,15 +502,17 @@ void check_shared_range(const char* region, int byte_count, int byte_offset, int
   }
 }
 
-void check_readable(const Word& word, const char* region, int address, int byte_begin, int bytes, Where where) {
+// `owner`: the block whose shared memory it is.
+void check_readable(const Word& word, const Block& owner, const char* region, int address, int byte_begin, int bytes,
+                    Where where) {
   const int first = address % 4;
   const auto needed = static_cast<std::uint8_t>(bytes >= 4 ? 15 : (1 << bytes) - 1) << (bytes >= 4 ? 0 : first);
-  if (word.pending && word.block_serial == machine.serial) {
+  if (word.pending && word.block_serial == owner.serial) {
     fault(where, "shared region '%s' byte %d: read before the copy_async_wait that delivers what %s copies at %s",
           region, address - byte_begin, format_thread(word.write_warp, word.write_lane).c_str(),
           format_where(word.write_where).c_str());
   }
-  if (word.block_serial != machine.serial || (word.written_bytes & needed) != needed) {
+  if (word.block_serial != owner.serial || (word.written_bytes & needed) != needed) {
     fault(where, "shared region '%s' byte %d: read, but nothing was written there", region, address - byte_begin);
   }
   if (word.region != region && std::strcmp(word.region, region) != 0) {
@@ -452,9 +522,9 @@ void check_readable(const Word& word, const char* region, int address, int byte_
   }
 }
 
-void mark_written(Word& word, const char* region, int address, int bytes) {
-  if (word.block_serial != machine.serial) {
-    word.block_serial = machine.serial;
+void mark_written(Word& word, const Block& owner, const char* region, int address, int bytes) {
+  if (word.block_serial != owner.serial) {
+    word.block_serial = owner.serial;
     word.written_bytes = 0;
     word.pending = false;
   }
@@ -483,38 +553,55 @@ std::string describe_deadlock() {
   std::string text = "deadlock: no thread can go on.";
   const int warps = machine.threads / kWarpSize;
   int lines = 0;
-  for (int warp = 0; warp < warps && lines < 12; ++warp) {
-    std::uint32_t left = kFullMask;
-    while (left != 0 && lines < 12) {
-      const int first = __builtin_ctz(left);
-      const Lane& example = *machine.lanes[static_cast<std::size_t>(warp * kWarpSize + first)];
-      std::uint32_t same = 0;
-      for (int lane = first; lane < kWarpSize; ++lane) {
-        const Lane& other = *machine.lanes[static_cast<std::size_t>(warp * kWarpSize + lane)];
-        const bool both_done = other.waiting == Waiting::kDone && example.waiting == Waiting::kDone;
-        const bool same_place = other.waiting == example.waiting && other.where.line == example.where.line &&
-                                other.primitive == example.primitive;
-        if ((left >> lane & 1u) != 0 && (both_done || same_place)) same |= 1u << lane;
+  for (const Block& block : machine.blocks) {
+    for (int warp = 0; warp < warps && lines < 12; ++warp) {
+      std::uint32_t left = kFullMask;
+      while (left != 0 && lines < 12) {
+        const int first = __builtin_ctz(left);
+        const Lane& example = lane_of(block, warp * kWarpSize + first);
+        std::uint32_t same = 0;
+        for (int lane = first; lane < kWarpSize; ++lane) {
+          const Lane& other = lane_of(block, warp * kWarpSize + lane);
+          const bool both_done = other.waiting == Waiting::kDone && example.waiting == Waiting::kDone;
+          const bool same_place = other.waiting == example.waiting && other.where.line == example.where.line &&
+                                  other.primitive == example.primitive;
+          if ((left >> lane & 1u) != 0 && (both_done || same_place)) same |= 1u << lane;
+        }
+        left &= ~same;
+        text += "\n  " + format_block(block.rank) + "warp " + std::to_string(warp) + " " + describe_lanes(same);
+        text += example.waiting == Waiting::kDone
+                    ? std::string(": left the kernel")
+                    : ": waiting at " + std::string(example.primitive) + " (" + format_where(example.where) + ")";
+        ++lines;
       }
-      left &= ~same;
-      text += "\n  warp " + std::to_string(warp) + " " + describe_lanes(same);
-      text += example.waiting == Waiting::kDone
-                  ? std::string(": left the kernel")
-                  : ": waiting at " + std::string(example.primitive) + " (" + format_where(example.where) + ")";
-      ++lines;
     }
   }
   return text;
 }
 
-void run_block() {
-  const int warps = machine.threads / kWarpSize;
-  ++machine.serial;
-  ++machine.serial_in_launch;
-  ++machine.epoch;
-  machine.block_arrived = 0;
-  machine.done = 0;
-  std::memset(machine.shared.data(), 0xff, machine.shared.size());  // a NaN in every format
+void start_block(Block& block, Index3 index) {
+  block.index = index;
+  block.serial = ++machine.serial;
+  block.serial_in_launch = ++machine.serial_in_launch;
+  block.epoch = ++machine.epochs;
+  block.arrived = 0;
+  block.done = 0;
+  block.remote_epoch = 0;
+  std::memset(block.shared.data(), 0xff, block.shared.size());  // a NaN in every format
+  for (Warp& warp : block.warps) {
+    warp.arrived = 0;
+    warp.exited = 0;
+  }
+}
+
+// Runs the blocks of a cluster, all at the same time; `index` is the first one's.
+void run_cluster(Index3 index) {
+  machine.cluster_epoch = ++machine.epochs;
+  machine.cluster_arrived = 0;
+  machine.cluster_barriers = 0;
+  for (Block& block : machine.blocks) {
+    start_block(block, {index.x + static_cast<unsigned>(block.rank), index.y});
+  }
   for (auto& lane : machine.lanes) {
     lane->waiting = Waiting::kNot;
     lane->waited_for_launches = false;
@@ -522,29 +609,34 @@ void run_block() {
     lane->open_copies.clear();
     lane->copy_groups.clear();
   }
-  for (Warp& warp : machine.warps) {
-    warp.arrived = 0;
-    warp.exited = 0;
-  }
-  while (machine.done < machine.threads) {
+  const int warps_a_block = machine.threads / kWarpSize;
+  const int warps = warps_a_block * static_cast<int>(machine.blocks.size());
+  const auto all_done = [] {
+    for (const Block& block : machine.blocks) {
+      if (block.done < machine.threads) return false;
+    }
+    return true;
+  };
+  while (!all_done()) {
     bool progress = false;
     // Warps in a random rotation, lanes in a random permutation: every round is another interleaving.
     const auto first = static_cast<int>(next_random() % static_cast<std::uint64_t>(warps));
     for (int i = 0; i < warps; ++i) {
-      const int warp = (first + i) % warps;
+      Block& block = machine.blocks[static_cast<std::size_t>((first + i) % warps / warps_a_block)];
+      const int warp = (first + i) % warps % warps_a_block;
       const auto flip = static_cast<int>(next_random() % kWarpSize);
       for (int j = 0; j < kWarpSize; ++j) {
         const int thread = warp * kWarpSize + (j ^ flip);
-        if (machine.lanes[static_cast<std::size_t>(thread)]->waiting != Waiting::kNot) continue;
+        if (lane_of(block, thread).waiting != Waiting::kNot) continue;
         progress = true;
-        resume(thread);
+        resume(block, thread);
         if (machine.faulted) return;
       }
       // Stay with a warp for a few rounds, or move on: some warps run far ahead of others.
       if (next_random() % 4 != 0) {
         bool ready = false;
         for (int lane = 0; lane < kWarpSize; ++lane) {
-          ready = ready || machine.lanes[static_cast<std::size_t>(warp * kWarpSize + lane)]->waiting == Waiting::kNot;
+          ready = ready || lane_of(block, warp * kWarpSize + lane).waiting == Waiting::kNot;
         }
         if (ready) --i;
       }
@@ -555,8 +647,10 @@ void run_block() {
       return;
     }
   }
-  for (Warp& warp : machine.warps) flush_sites(warp);
-  ++counters().blocks;
+  for (Block& block : machine.blocks) {
+    for (Warp& warp : block.warps) flush_sites(warp);
+    ++counters().blocks;
+  }
 }
 
 }  // namespace
@@ -581,10 +675,10 @@ void fault(Where where, const char* format, ...) {
 bool gather_warp(const char* primitive, void* argument, Where where) {
   const int warp_number = running_warp();
   const int lane = running_lane();
-  Warp& warp = machine.warps[static_cast<std::size_t>(warp_number)];
+  Warp& warp = warp_state();
   if (warp.arrived != 0) {
     const int other = __builtin_ctz(warp.arrived);
-    const Lane& first = *machine.lanes[static_cast<std::size_t>(warp_number * kWarpSize + other)];
+    const Lane& first = lane_of(*machine.block, warp_number * kWarpSize + other);
     if (first.where.line != where.line || std::strcmp(first.primitive, primitive) != 0) {
       fault(where, "divergence: lane %d is at %s here while lane %d waits at %s (%s)", lane, primitive, other,
             first.primitive, format_where(first.where).c_str());
@@ -600,19 +694,18 @@ bool gather_warp(const char* primitive, void* argument, Where where) {
   return false;
 }
 
-void** warp_arguments() { return machine.warps[static_cast<std::size_t>(running_warp())].arguments; }
+void** warp_arguments() { return warp_state().arguments; }
 
 void release_warp() {
-  const int warp = running_warp();
-  machine.warps[static_cast<std::size_t>(warp)].arrived = 0;
+  warp_state().arrived = 0;
   for (int lane = 0; lane < kWarpSize; ++lane) {
-    machine.lanes[static_cast<std::size_t>(warp * kWarpSize + lane)]->waiting = Waiting::kNot;
+    lane_of(*machine.block, running_warp() * kWarpSize + lane).waiting = Waiting::kNot;
   }
 }
 
 void sync_warp(Where where) {
   if (!gather_warp("sync_warp", nullptr, where)) return;
-  ++machine.warps[static_cast<std::size_t>(running_warp())].epoch;
+  ++warp_state().epoch;
   ++counters().warp_barriers;
   release_warp();
 }
@@ -621,70 +714,131 @@ void wait_for_earlier_launches() {
   machine.lanes[static_cast<std::size_t>(machine.running)]->waited_for_launches = true;
 }
 
+namespace {
+
+// What a barrier of `scope` asks of the threads of a block: those that wait wait at this place, and none has left.
+void check_barrier(const Block& block, Waiting scope, const char* primitive, Where where) {
+  for (int thread = 0; thread < machine.threads; ++thread) {
+    const Lane& other = lane_of(block, thread);
+    if (other.waiting != scope) continue;
+    if (other.where.line != where.line || std::strcmp(other.where.file, where.file) != 0) {
+      fault(where, "divergent barrier: this thread is at %s() here while %s%s waits at the one in %s", primitive,
+            format_block(block.rank).c_str(), format_thread(thread / kWarpSize, thread % kWarpSize).c_str(),
+            format_where(other.where).c_str());
+    }
+    break;
+  }
+  if (block.done == 0) return;
+  for (int warp = 0; warp < machine.threads / kWarpSize; ++warp) {
+    const std::uint32_t exited = block.warps[static_cast<std::size_t>(warp)].exited;
+    if (exited == 0) continue;
+    fault(where, "skipped barrier: this thread is at %s() and %swarp %d %s left the kernel without it", primitive,
+          format_block(block.rank).c_str(), warp, describe_lanes(exited).c_str());
+  }
+}
+
+// All threads of a block go on from a barrier.
+void release_block(Block& block) {
+  block.epoch = ++machine.epochs;
+  for (Warp& warp : block.warps) flush_sites(warp);
+  for (int thread = 0; thread < machine.threads; ++thread) lane_of(block, thread).waiting = Waiting::kNot;
+}
+
+}  // namespace
+
 void sync_block(Where where) {
-  if (machine.block_arrived != 0) {
-    for (int thread = 0; thread < machine.threads; ++thread) {
-      const Lane& other = *machine.lanes[static_cast<std::size_t>(thread)];
-      if (other.waiting != Waiting::kForBlock) continue;
-      if (other.where.line != where.line || std::strcmp(other.where.file, where.file) != 0) {
-        fault(where, "divergent barrier: this thread is at sync_block() here while %s waits at the one in %s",
-              format_thread(thread / kWarpSize, thread % kWarpSize).c_str(), format_where(other.where).c_str());
-      }
-      break;
-    }
-  }
-  if (machine.done != 0) {
-    for (int warp = 0; warp < machine.threads / kWarpSize; ++warp) {
-      const std::uint32_t exited = machine.warps[static_cast<std::size_t>(warp)].exited;
-      if (exited == 0) continue;
-      fault(where, "skipped barrier: this thread is at sync_block() and warp %d %s left the kernel without it", warp,
-            describe_lanes(exited).c_str());
-    }
-  }
-  if (++machine.block_arrived < machine.threads) {
+  Block& block = *machine.block;
+  check_barrier(block, Waiting::kForBlock, "sync_block", where);
+  if (++block.arrived < machine.threads) {
     block_thread(Waiting::kForBlock, "sync_block", where);
     return;
   }
-  machine.block_arrived = 0;
-  ++machine.epoch;
+  block.arrived = 0;
   ++counters().block_barriers;
-  for (Warp& warp : machine.warps) flush_sites(warp);
-  for (auto& lane : machine.lanes) lane->waiting = Waiting::kNot;
+  release_block(block);
 }
 
-void* shared_access(SharedAccess kind, const char* region, int byte_begin, int byte_count, int byte_offset, int bytes,
-                    Where where) {
+void sync_cluster(Where where) {
+  for (const Block& block : machine.blocks) check_barrier(block, Waiting::kForCluster, "sync_cluster", where);
+  if (++machine.cluster_arrived < machine.threads * static_cast<int>(machine.blocks.size())) {
+    block_thread(Waiting::kForCluster, "sync_cluster", where);
+    return;
+  }
+  machine.cluster_arrived = 0;
+  ++machine.cluster_barriers;
+  machine.cluster_epoch = ++machine.epochs;
+  ++counters().cluster_barriers;
+  for (Block& block : machine.blocks) release_block(block);
+}
+
+namespace {
+
+// The bytes of one access to the shared memory of `owner`, checked and recorded for the race detector.
+void* checked_shared(Block& owner, bool write, const char* region, int byte_begin, int byte_count, int byte_offset,
+                     int bytes, Where where) {
   check_shared_range(region, byte_count, byte_offset, bytes, byte_begin, where);
   const int address = byte_begin + byte_offset;
-  const bool write = kind == SharedAccess::kStore;
   for (int byte = address; byte < address + bytes; byte += 4) {
-    Word& word = machine.words[static_cast<std::size_t>(byte / 4)];
+    Word& word = owner.words[static_cast<std::size_t>(byte / 4)];
     if (write) {
-      if (word.pending && word.block_serial == machine.serial) {
+      if (word.pending && word.block_serial == owner.serial) {
         fault(where, "shared region '%s' byte %d: written while %s's copy_async of %s is under way", region,
               byte - byte_begin, format_thread(word.write_warp, word.write_lane).c_str(),
               format_where(word.write_where).c_str());
       }
       check_and_record_write(word, region, byte - byte_begin, where);
-      mark_written(word, region, byte, bytes);
+      mark_written(word, owner, region, byte, bytes);
     } else {
-      check_readable(word, region, byte, byte_begin, bytes, where);
+      check_readable(word, owner, region, byte, byte_begin, bytes, where);
       check_and_record_read(word, region, byte - byte_begin, running_lane(), where);
     }
   }
-  note_access(write ? kSharedStore : kSharedLoad, static_cast<std::uint64_t>(address), bytes, where);
-  return machine.shared.data() + address;
+  return owner.shared.data() + address;
+}
+
+}  // namespace
+
+void* shared_access(SharedAccess kind, const char* region, int byte_begin, int byte_count, int byte_offset, int bytes,
+                    Where where) {
+  const bool write = kind == SharedAccess::kStore;
+  void* address = checked_shared(*machine.block, write, region, byte_begin, byte_count, byte_offset, bytes, where);
+  note_access(write ? kSharedStore : kSharedLoad, static_cast<std::uint64_t>(byte_begin + byte_offset), bytes, where);
+  return address;
+}
+
+void* remote_access(bool write, int rank, const char* region, int byte_begin, int byte_count, int byte_offset,
+                    int bytes, Where where) {
+  if (rank < 0 || rank >= static_cast<int>(machine.blocks.size())) {
+    fault(where, "shared region '%s' of block %d: the cluster has %d", region, rank,
+          static_cast<int>(machine.blocks.size()));
+  }
+  Block& owner = machine.blocks[static_cast<std::size_t>(rank)];
+  if (machine.cluster_barriers == 0) {
+    fault(where, "shared region '%s' of block %d: accessed before the first sync_cluster(): the block may not run yet",
+          region, rank);
+  }
+  if (owner.done == machine.threads) {
+    fault(where, "shared region '%s' of block %d: accessed, but the block has left the kernel", region, rank);
+  }
+  if (&owner != machine.block) {
+    owner.remote_epoch = machine.cluster_epoch;
+    owner.remote_block = machine.block->rank;
+    owner.remote_where = where;
+  }
+  void* address = checked_shared(owner, write, region, byte_begin, byte_count, byte_offset, bytes, where);
+  (write ? counters().remote_write_bytes : counters().remote_read_bytes) += static_cast<std::uint64_t>(bytes);
+  return address;
 }
 
 const void* matrix_row(const char* region, int byte_begin, int byte_count, int byte_offset, Where where) {
   check_shared_range(region, byte_count, byte_offset, 16, byte_begin, where);
   const int address = byte_begin + byte_offset;
   for (int byte = address; byte < address + 16; byte += 4) {
-    Word& word = machine.words[static_cast<std::size_t>(byte / 4)];
-    check_readable(word, region, byte, byte_begin, 16, where);
+    Word& word = machine.block->words[static_cast<std::size_t>(byte / 4)];
+    check_readable(word, *machine.block, region, byte, byte_begin, 16, where);
     check_and_record_read(word, region, byte - byte_begin, kWholeWarp, where);
   }
-  return machine.shared.data() + address;
+  return machine.block->shared.data() + address;
 }
 
 void count_matrix_rows(const int* byte_addresses, int rows) {
@@ -708,6 +862,32 @@ GlobalView global_view(const void* pointer, std::uint64_t bytes) {
 }
 
 namespace {
+
+// Accesses of the blocks of a cluster to one word of an output; `writer`: the rank of the one that wrote it last, −1:
+// none of them.
+void check_and_record_exchange(Buffer& buffer, std::uint64_t index, bool write, int writer, std::int64_t byte_offset,
+                               Where where) {
+  ClusterWord& word = buffer.cluster_words[index];
+  const int rank = machine.block->rank;
+  if (writer >= 0 && writer != rank && word.write_epoch == machine.cluster_epoch) {
+    fault(where, "race on global buffer '%s' byte %lld: %s here and written by block %d, no sync_cluster() between",
+          buffer.name.c_str(), static_cast<long long>(byte_offset), write ? "written" : "read", writer);
+  }
+  if (word.read_epoch != machine.cluster_epoch) {
+    word.read_epoch = machine.cluster_epoch;
+    word.reading_blocks = 0;
+  }
+  if (!write) {
+    word.reading_blocks |= 1u << rank;
+    return;
+  }
+  const std::uint32_t others = word.reading_blocks & ~(1u << rank);
+  if (others != 0) {
+    fault(where, "race on global buffer '%s' byte %lld: written here, read by block %d, no sync_cluster() between",
+          buffer.name.c_str(), static_cast<long long>(byte_offset), __builtin_ctz(others));
+  }
+  word.write_epoch = machine.cluster_epoch;
+}
 
 void* checked_global(bool write, const GlobalView& view, std::int64_t byte_offset, int bytes, Where where) {
   const char* name = view.buffer == nullptr ? "null" : view.buffer->name.c_str();
@@ -743,13 +923,20 @@ void* checked_global(bool write, const GlobalView& view, std::int64_t byte_offse
       if (writer == 0 && !write)
         fault(where, "global buffer '%s' byte %lld: read, but nothing was written there", name,
               static_cast<long long>(byte_offset));
-      if (writer != 0 && writer != kEarlierLaunch && writer != machine.serial_in_launch) {
+      const std::uint32_t first_in_cluster = machine.blocks[0].serial_in_launch;
+      const bool in_cluster =
+          writer >= first_in_cluster && writer < first_in_cluster + static_cast<std::uint32_t>(machine.blocks.size());
+      if (writer != 0 && writer != kEarlierLaunch && !in_cluster) {
         fault(where,
               "race on global buffer '%s' byte %lld: %s here and written by another block (number %u in the order "
               "of the run)",
               name, static_cast<long long>(byte_offset), write ? "written" : "read", writer - 1);
       }
-      if (write) writer = machine.serial_in_launch;
+      if (machine.blocks.size() > 1) {
+        check_and_record_exchange(buffer, word, write, in_cluster ? static_cast<int>(writer - first_in_cluster) : -1,
+                                  byte_offset, where);
+      }
+      if (write) writer = machine.block->serial_in_launch;
     }
   }
   if (write) {
@@ -782,41 +969,41 @@ void copy_async(const char* region, int byte_begin, int byte_count, int byte_off
   }
   const int address = byte_begin + byte_offset;
   for (int byte = address; byte < address + 16; byte += 4) {
-    Word& word = machine.words[static_cast<std::size_t>(byte / 4)];
-    if (word.pending && word.block_serial == machine.serial) {
+    Word& word = machine.block->words[static_cast<std::size_t>(byte / 4)];
+    if (word.pending && word.block_serial == machine.block->serial) {
       fault(where, "shared region '%s' byte %d: copied to while the copy_async of %s is under way", region,
             byte - byte_begin, format_where(word.write_where).c_str());
     }
     check_and_record_write(word, region, byte - byte_begin, where);
-    mark_written(word, region, byte, 16);
+    mark_written(word, *machine.block, region, byte, 16);
     word.pending = true;
   }
-  std::memset(machine.shared.data() + address, 0xff, 16);
+  std::memset(machine.block->shared.data() + address, 0xff, 16);
   note_access(kAsyncWrite, static_cast<std::uint64_t>(address), 16, where);
-  machine.lanes[static_cast<std::size_t>(machine.running)]->open_copies.push_back({address, from, where, region});
+  running().open_copies.push_back({address, from, where, region});
 }
 
 void copy_async_commit() {
-  Lane& lane = *machine.lanes[static_cast<std::size_t>(machine.running)];
+  Lane& lane = running();
   lane.copy_groups.push_back(std::move(lane.open_copies));
   lane.open_copies.clear();
 }
 
 void copy_async_wait(int pending, Where) {
-  Lane& lane = *machine.lanes[static_cast<std::size_t>(machine.running)];
+  Lane& lane = running();
   const auto keep = static_cast<std::size_t>(pending);
   if (lane.copy_groups.size() <= keep) return;
   const std::size_t delivered = lane.copy_groups.size() - keep;
   for (std::size_t group = 0; group < delivered; ++group) {
     for (const AsyncCopy& copy : lane.copy_groups[group]) {
-      unsigned char* to = machine.shared.data() + copy.destination;
+      unsigned char* to = machine.block->shared.data() + copy.destination;
       if (copy.source != nullptr) {
         std::memcpy(to, copy.source, 16);
       } else {
         std::memset(to, 0, 16);
       }
       for (int byte = copy.destination; byte < copy.destination + 16; byte += 4) {
-        Word& word = machine.words[static_cast<std::size_t>(byte / 4)];
+        Word& word = machine.block->words[static_cast<std::size_t>(byte / 4)];
         word.pending = false;
         check_and_record_write(word, copy.region, byte, copy.where);
       }
@@ -842,14 +1029,17 @@ void add_buffer(const char* name, const void* pointer, std::uint64_t bytes, Buff
   machine.buffers.push_back(buffer);
 }
 
-bool run(const char* kernel, std::int64_t blocks_x, int blocks_y, int threads, int shared_bytes,
-         void (*entry)(const void*), const void* params, std::string& report) {
+bool run(const char* kernel, const Grid& grid, void (*entry)(const void*), const void* params, std::string& report) {
+  const int threads = grid.threads;
+  const int shared_bytes = grid.shared_bytes;
   if (threads <= 0 || threads % kWarpSize != 0 || threads > kMaxWarps * kWarpSize || shared_bytes < 0 ||
-      shared_bytes > machine.options.shared_limit || blocks_x < 1 || blocks_x > 2147483647 || blocks_y < 1 ||
-      blocks_y > 65535) {
-    report = std::string(kernel) + ": impossible launch: grid (" + std::to_string(blocks_x) + ", " +
-             std::to_string(blocks_y) + "), " + std::to_string(threads) + " threads, " + std::to_string(shared_bytes) +
-             " bytes of shared memory of " + std::to_string(machine.options.shared_limit);
+      shared_bytes > machine.options.shared_limit || grid.blocks_x < 1 || grid.blocks_x > 2147483647 ||
+      grid.blocks_y < 1 || grid.blocks_y > 65535 || grid.cluster < 1 || grid.cluster > kMaxClusterBlocks ||
+      grid.blocks_x % grid.cluster != 0) {
+    report = std::string(kernel) + ": impossible launch: grid (" + std::to_string(grid.blocks_x) + ", " +
+             std::to_string(grid.blocks_y) + "), clusters of " + std::to_string(grid.cluster) + ", " +
+             std::to_string(threads) + " threads, " + std::to_string(shared_bytes) + " bytes of shared memory of " +
+             std::to_string(machine.options.shared_limit);
     return false;
   }
   machine.launch = {kernel, threads, shared_bytes};
@@ -861,26 +1051,36 @@ bool run(const char* kernel, std::int64_t blocks_x, int blocks_y, int threads, i
   machine.serial_in_launch = 0;
   for (Buffer* buffer : machine.buffers) {
     for (std::uint32_t& writer : buffer->written_by) writer = writer == 0 ? 0 : kEarlierLaunch;
+    if (grid.cluster > 1) buffer->cluster_words.resize(buffer->written_by.size());
   }
-  machine.shared.assign(static_cast<std::size_t>(shared_bytes), 0xff);
-  if (machine.words.size() < static_cast<std::size_t>(shared_bytes) / 4 + 1) {
-    machine.words.resize(static_cast<std::size_t>(shared_bytes) / 4 + 1);
+  machine.blocks.resize(static_cast<std::size_t>(grid.cluster));
+  for (int rank = 0; rank < grid.cluster; ++rank) {
+    Block& block = machine.blocks[static_cast<std::size_t>(rank)];
+    block.rank = rank;
+    block.shared.assign(static_cast<std::size_t>(shared_bytes), 0xff);
+    if (block.words.size() < static_cast<std::size_t>(shared_bytes) / 4 + 1) {
+      block.words.resize(static_cast<std::size_t>(shared_bytes) / 4 + 1);
+    }
+    block.warps.resize(static_cast<std::size_t>(threads / kWarpSize));
+    for (Warp& warp : block.warps) flush_sites(warp);
   }
-  machine.warps.resize(static_cast<std::size_t>(threads / kWarpSize));
-  for (Warp& warp : machine.warps) flush_sites(warp);
-  make_fibers(threads);
-  for (int y = 0; y < blocks_y && !machine.faulted; ++y) {
-    for (std::int64_t x = 0; x < blocks_x && !machine.faulted; ++x) {
-      current.block = {static_cast<unsigned>(x), static_cast<unsigned>(y)};
-      run_block();
+  make_fibers(threads * grid.cluster);
+  for (int y = 0; y < grid.blocks_y && !machine.faulted; ++y) {
+    for (std::int64_t x = 0; x < grid.blocks_x && !machine.faulted; x += grid.cluster) {
+      run_cluster({static_cast<unsigned>(x), static_cast<unsigned>(y)});
     }
   }
   if (machine.faulted) {
     // What the faulted launch had gathered must not count for the next one.
-    for (Warp& warp : machine.warps) warp = Warp{};
+    for (Block& block : machine.blocks) {
+      for (Warp& warp : block.warps) warp = Warp{};
+    }
     report = std::string(kernel) + ": " + machine.report;
     if (machine.report.compare(0, 8, "deadlock") == 0) {
-      report += "\n  in block (" + std::to_string(current.block.x) + ", " + std::to_string(current.block.y) + ")";
+      const Index3 index = machine.blocks[0].index;
+      report += grid.cluster > 1 ? "\n  in the cluster from block (" : "\n  in block (";
+      report += std::to_string(index.x) + ", " + std::to_string(index.y) + ")";
+      if (grid.cluster > 1) report += " on";
     }
     return false;
   }

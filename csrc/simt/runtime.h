@@ -1,4 +1,4 @@
-// The host SIMT simulator: one fiber a thread, blocks one after another, warps in a seeded random order.
+// The host SIMT simulator: one fiber a thread, clusters of blocks one after another, warps in a seeded random order.
 //
 // A kernel runs between two of its primitives at full host speed; each primitive (csrc/common, with its bodies here)
 // checks, counts and may switch to another thread. docs/simulator.md says what is modelled and what is caught.
@@ -12,6 +12,7 @@ namespace mvk::simt {
 
 constexpr int kWarpSize = 32;
 constexpr int kMaxWarps = 32;
+constexpr int kMaxClusterBlocks = 8;  // what every GPU with clusters takes
 constexpr std::uint32_t kFullMask = 0xffffffffu;
 
 // A place in a kernel's source. As a default argument, Where::here() is the place of the primitive's caller.
@@ -40,17 +41,27 @@ struct Counters {
   std::uint64_t async_copy_conflicts = 0;
   std::uint64_t mma_m16n8k16 = 0;
   std::uint64_t mma_m16n8k8 = 0;
-  std::uint64_t mufu = 0;             // results, counted per lane
-  std::uint64_t pair_arithmetic = 0;  // instructions on pairs of 16-bit floats, counted per lane
-  std::uint64_t shuffles = 0;         // warp instructions
-  std::uint64_t block_barriers = 0;   // barriers completed by a block
-  std::uint64_t warp_barriers = 0;    // barriers completed by a warp
+  std::uint64_t mufu = 0;               // results, counted per lane
+  std::uint64_t pair_arithmetic = 0;    // instructions on pairs of 16-bit floats, counted per lane
+  std::uint64_t shuffles = 0;           // warp instructions
+  std::uint64_t block_barriers = 0;     // barriers completed by a block
+  std::uint64_t warp_barriers = 0;      // barriers completed by a warp
+  std::uint64_t cluster_barriers = 0;   // barriers completed by a cluster
+  std::uint64_t remote_read_bytes = 0;  // of another block's shared memory
+  std::uint64_t remote_write_bytes = 0;
 };
 
 inline Counters& counters() {
   static Counters instance;
   return instance;
 }
+
+// What the blocks of a cluster did to 4 bytes of an output, by the cluster's epoch.
+struct ClusterWord {
+  std::uint64_t write_epoch = 0;
+  std::uint64_t read_epoch = 0;
+  std::uint32_t reading_blocks = 0;  // mask of ranks, in read_epoch
+};
 
 // A range of host memory that kernels may touch, and what they did to it.
 struct Buffer {
@@ -63,6 +74,7 @@ struct Buffer {
   std::uint64_t write_bytes = 0;
   std::vector<std::uint8_t> sectors_read;  // one flag each 32 bytes
   std::vector<std::uint32_t> written_by;   // per 4 bytes: serial number of the block that wrote it, 0: none
+  std::vector<ClusterWord> cluster_words;  // per 4 bytes of an output, in launches of clusters
 };
 
 struct LaunchRecord {
@@ -80,6 +92,8 @@ struct Index3 {
 struct ThreadIdentity {
   int thread = 0;
   Index3 block;
+  int cluster_rank = 0;
+  int cluster_blocks = 1;
 };
 extern ThreadIdentity current;
 
@@ -97,12 +111,16 @@ void release_warp();
 void sync_block(Where where);
 void sync_warp(Where where);
 void wait_for_earlier_launches();
+void sync_cluster(Where where);
 
 enum class SharedAccess : std::uint8_t { kLoad, kStore, kMatrixLoad };
 
 // Checks one lane's access, records it for the race detector and for the warp-wide counters.
 void* shared_access(SharedAccess kind, const char* region, int byte_begin, int byte_count, int byte_offset, int bytes,
                     Where where);
+// The same for the shared memory of the cluster's block `rank`; its bytes are counted, its banks are not.
+void* remote_access(bool write, int rank, const char* region, int byte_begin, int byte_count, int byte_offset,
+                    int bytes, Where where);
 // Checks and records the read of one row of ldmatrix, by the whole warp; count_matrix_rows() counts it.
 const void* matrix_row(const char* region, int byte_begin, int byte_count, int byte_offset, Where where);
 // Counts one group of eight rows of 16 bytes.
@@ -138,9 +156,16 @@ void add_buffer(const char* name, const void* pointer, std::uint64_t bytes, Buff
 const std::vector<Buffer*>& buffers();
 const LaunchRecord& last_launch();
 
+struct Grid {
+  std::int64_t blocks_x;
+  int blocks_y;
+  int threads;
+  int shared_bytes;
+  int cluster;  // blocks of a cluster, along x
+};
+
 // Runs a grid; false where a fault was found, with the message in `report`.
-bool run(const char* kernel, std::int64_t blocks_x, int blocks_y, int threads, int shared_bytes,
-         void (*entry)(const void*), const void* params, std::string& report);
+bool run(const char* kernel, const Grid& grid, void (*entry)(const void*), const void* params, std::string& report);
 
 // Thrown by global_view() outside a kernel: a launcher describes memory that nobody registered.
 struct BadView {

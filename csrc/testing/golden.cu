@@ -4,6 +4,7 @@
 // A block is one warp. Lane l of block b reads kGoldenInputs words from in[(32·b + l)·kGoldenInputs] and writes
 // kGoldenOutputs words.
 #include "../common/async_copy.cuh"
+#include "../common/cluster.cuh"
 #include "../common/launch.cuh"
 #include "../common/math.cuh"
 #include "../common/mma.cuh"
@@ -135,14 +136,47 @@ __global__ void golden_async_copy_kernel(const GoldenParams params) {
   for (int i = 0; i < kGoldenOutputs; ++i) params.out.store(lane * kGoldenOutputs + i, neighbour.word[i]);
 }
 
+// Clusters of four blocks. Lane l of rank r writes its words 0 … 3, 4 … 5 and 6 to rank r + 1, and after a barrier
+// reads word 7 of rank r + 2; its output is what came, exclusive-ored, beside its rank and the size of the cluster.
+__global__ void golden_cluster_kernel(const GoldenParams params) {
+  if constexpr (!clusters_exist()) return;
+  wait_for_earlier_launches();
+  const int lane = lane_index();
+  const int rank = cluster_block_rank();
+  const std::int64_t first = (std::int64_t{block_index_x()} * 32 + lane) * kGoldenInputs;
+  const Shared<std::uint32_t> inbox = shared_region<std::uint32_t>("inbox", 0, 32 * 8);
+  const Shared<std::uint32_t> outbox = shared_region<std::uint32_t>("outbox", 1024, 32 * 4);
+  outbox.store(lane, params.in.load<std::uint32_t>(first + 7));
+  outbox.store(32 + 2 * lane, params.in.load<Words2>(first + 8));
+  sync_cluster();
+  const Remote<std::uint32_t> to = of_block(inbox, (rank + 1) % 4);
+  to.store(lane * 4, params.in.load<Words4>(first));
+  to.store(128 + lane * 2, params.in.load<Words2>(first + 4));
+  to.store(192 + lane, params.in.load<std::uint32_t>(first + 6));
+  const Remote<std::uint32_t> from = of_block(outbox, (rank + 2) % 4);
+  const std::uint32_t single = from.load<std::uint32_t>(lane);
+  const Words2 two = from.load<Words2>(32 + 2 * lane);
+  sync_cluster();
+  const Words4 four = inbox.load<Words4>(lane * 4);
+  const Words2 pair = inbox.load<Words2>(128 + lane * 2);
+  const std::int64_t out = (std::int64_t{block_index_x()} * 32 + lane) * kGoldenOutputs;
+  params.out.store(out, four.word[0] ^ four.word[1] << 1 ^ four.word[2] << 2 ^ four.word[3] << 3);
+  params.out.store(out + 1, pair.word[0] ^ pair.word[1] << 1 ^ inbox.load<std::uint32_t>(192 + lane) << 2);
+  params.out.store(out + 2, single ^ two.word[0] << 1 ^ two.word[1] << 2);
+  params.out.store(out + 3, static_cast<std::uint32_t>(rank * 16 + cluster_blocks()));
+}
+
 struct Golden {
   const char* name;
   Status (*run)(const LaunchShape&, Stream, const GoldenParams&);
 };
 
-template <auto kKernel>
+template <auto kKernel, int kCluster = 1>
 Status run(const LaunchShape& shape, Stream stream, const GoldenParams& params) {
-  return launch<kKernel>("golden", shape, stream, params);
+  LaunchShape with_cluster = shape;
+  with_cluster.cluster = kCluster;
+  with_cluster.shared_bytes *= kCluster;
+  return launch<kKernel>("golden", with_cluster, stream, params);
 }
 
 const Golden kGoldens[] = {
@@ -160,6 +194,7 @@ const Golden kGoldens[] = {
     {"pairs_float16", run<golden_kernel<GoldenPairs<Half>>>},
     {"pairs_bfloat16", run<golden_kernel<GoldenPairs<BFloat16>>>},
     {"async_copy", run<golden_async_copy_kernel>},
+    {"cluster", run<golden_cluster_kernel, 4>},
 };
 
 bool equal(const char* a, const char* b) {

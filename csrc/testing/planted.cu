@@ -3,6 +3,7 @@
 #ifdef MVK_SIMT
 
 #include "../common/async_copy.cuh"
+#include "../common/cluster.cuh"
 #include "../common/launch.cuh"
 #include "../common/mma.cuh"
 #include "../common/overlap.cuh"
@@ -37,6 +38,18 @@ enum Fault : int {
   kWriteUnderCopy,
   kReadBeforeEarlierLaunches,
   kNoWaitForEarlierLaunches,
+  kMissingClusterBarrier,
+  kMissingFirstClusterBarrier,
+  kRemoteWriteWithoutBarrier,
+  kRemoteOutOfBounds,
+  kRemoteRankOutOfBounds,
+  kRemoteUninitialised,
+  kRemoteReadUnderCopy,
+  kSkippedClusterBarrier,
+  kDivergentClusterBarrier,
+  kBlockLeavesEarly,
+  kGlobalExchangeWithoutBarrier,
+  kGlobalOverwriteWithoutBarrier,
   kBankConflicts,
 };
 
@@ -121,6 +134,41 @@ __global__ void exchange_kernel(const PlantedParams params) {
   params.out.store((fault == kTwoBlocksOneOutput ? 0 : block_index_x() * 32) + 128 + lane, value);
 }
 
+// Blocks of a cluster hand words to each other, through shared and then through global memory.
+__global__ void cluster_kernel(const PlantedParams params) {
+  wait_for_earlier_launches();
+  const int fault = params.fault;
+  const int lane = lane_index();
+  const int rank = cluster_block_rank();
+  const int next = (rank + 1) % cluster_blocks();
+  const Shared<std::uint32_t> inbox = shared_region<std::uint32_t>("inbox", 0, 64);
+  const Shared<std::uint32_t> outbox = shared_region<std::uint32_t>("outbox", 256, 128);
+  if (fault == kSkippedClusterBarrier && rank == 1) return;
+  if (fault != kMissingFirstClusterBarrier) sync_cluster();
+  of_block(inbox, next).store(fault == kRemoteOutOfBounds ? lane + 40 : lane, params.in.load<std::uint32_t>(lane));
+  if (fault == kRemoteWriteWithoutBarrier) inbox.store(lane, 0u);
+  outbox.store(lane, static_cast<std::uint32_t>(rank));
+  if (fault == kRemoteReadUnderCopy) {
+    if (lane >= 8) copy_async_16(outbox, lane * 4, params.in, lane * 4);
+    copy_async_commit();
+  }
+  if (fault != kMissingClusterBarrier) sync_cluster();
+  std::uint32_t value = inbox.load<std::uint32_t>(lane);
+  const Remote<std::uint32_t> others = of_block(outbox, fault == kRemoteRankOutOfBounds ? rank + 1 : next);
+  value += others.load<std::uint32_t>(fault == kRemoteReadUnderCopy ? lane + 32 : lane);
+  if (fault == kRemoteUninitialised) value += of_block(inbox, next).load<std::uint32_t>(lane + 32);
+  params.out.store(192 + 32 * rank + lane, value);
+  if (fault == kBlockLeavesEarly) return;
+  if (fault == kDivergentClusterBarrier && rank == 1) {
+    sync_cluster();
+  } else if (fault != kGlobalExchangeWithoutBarrier) {
+    sync_cluster();
+  }
+  value = params.out.load<std::uint32_t>(192 + 32 * next + lane);
+  if (fault != kGlobalOverwriteWithoutBarrier) sync_cluster();
+  params.out.store(192 + 32 * rank + lane, value);
+}
+
 }  // namespace
 
 Status planted(int fault, const std::uint32_t* in, std::uint32_t* out) {
@@ -130,7 +178,9 @@ Status planted(int fault, const std::uint32_t* in, std::uint32_t* out) {
   params.fault = fault;
   const Status ring = launch<ring_kernel>("ring", {2, 1, kThreads, 2 * kThreads * 16}, Stream{}, params);
   if (ring != Status::kOk) return ring;
-  return launch<exchange_kernel>("exchange", {2, 1, 32, 128 + 32 * 80}, Stream{}, params);
+  const Status exchange = launch<exchange_kernel>("exchange", {2, 1, 32, 128 + 32 * 80}, Stream{}, params);
+  if (exchange != Status::kOk) return exchange;
+  return launch<cluster_kernel>("cluster", {2, 1, 32, 768, 2}, Stream{}, params);
 }
 
 }  // namespace mvk

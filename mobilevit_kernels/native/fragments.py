@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from torch import Tensor
 
-__all__ = ["deal_channels", "lane_channels", "pad_to", "to_b_fragment_tail", "to_b_fragments", "to_b_tiles"]
+__all__ = [
+    "behind_norm",
+    "deal_channels",
+    "lane_channels",
+    "pad_heads",
+    "pad_to",
+    "to_b_fragment_tail",
+    "to_b_fragments",
+    "to_b_tiles",
+]
 
 
 def pad_to(x: Tensor, *sizes: int) -> Tensor:
@@ -12,6 +21,21 @@ def pad_to(x: Tensor, *sizes: int) -> Tensor:
     padded = x.new_zeros(sizes)
     padded[tuple(slice(0, size) for size in x.shape)] = x
     return padded
+
+
+def behind_norm(
+    weight: Tensor, bias: Tensor, norm_weight: Tensor, norm_bias: Tensor, scale: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """(N, K) behind a LayerNorm's affine → (K, N) and (N,) behind its normalisation alone, times ``scale``."""
+    weight = weight.double()
+    folded_bias = bias.double() + weight @ norm_bias.double()
+    return (scale * weight * norm_weight.double()).t().float(), (scale * folded_bias).float()
+
+
+def pad_heads(x: Tensor, num_heads: int, head_tiles: int) -> Tensor:
+    """(heads · head_dim, …) → (heads, 8 · head_tiles, …), zero-padded."""
+    heads = x.reshape(num_heads, -1, *x.shape[1:])
+    return pad_to(heads, num_heads, 8 * head_tiles, *x.shape[1:])
 
 
 def lane_channels(channels: int) -> list[int]:

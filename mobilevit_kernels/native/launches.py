@@ -124,6 +124,9 @@ class Library(Protocol):
     def multiprocessors(self, device: torch.device) -> int:
         """Streaming multiprocessors of the device."""
 
+    def has_clusters(self, device: torch.device) -> bool:
+        """Whether blocks of the device form thread-block clusters, and the kernels know of them."""
+
 
 def library(backend: str) -> Library:
     """The loaded library of ``"cuda"`` or ``"simt"``."""

@@ -13,7 +13,15 @@ from torch import Tensor
 
 from mobilevit_kernels import canonical, native
 from mobilevit_kernels.canonical import EncoderLayerWeights, TransformerWeights
-from mobilevit_kernels.native.fragments import pad_to, to_b_fragment_tail, to_b_fragments, to_b_tiles
+from mobilevit_kernels.native import transformer_cluster
+from mobilevit_kernels.native.fragments import (
+    behind_norm,
+    pad_heads,
+    pad_to,
+    to_b_fragment_tail,
+    to_b_fragments,
+    to_b_tiles,
+)
 from mobilevit_kernels.native.launches import Launch, Library, Slot, execute, map_slot
 from mobilevit_kernels.native.transformer_plan import (
     DEFAULT_HEADS,
@@ -28,6 +36,9 @@ from mobilevit_kernels.packed import Packed
 from mobilevit_kernels.registry import BackendUnavailable
 
 __all__ = ["Stream", "launches", "pack", "pack_stream", "refusal", "run", "shared_bytes", "variant"]
+
+
+_PACKED = 4 + transformer_cluster.STREAMS  # tensors of pack() before the canonical ones
 
 
 @dataclass(frozen=True)
@@ -92,21 +103,6 @@ def _norm_panels(matrix: Tensor, bias: Tensor, dtype: torch.dtype, width: int = 
     return torch.cat(parts, dim=1)
 
 
-def _behind_norm(
-    weight: Tensor, bias: Tensor, norm_weight: Tensor, norm_bias: Tensor, scale: float = 1.0
-) -> tuple[Tensor, Tensor]:
-    """(N, K) behind a LayerNorm's affine → (K, N) and (N,) behind its normalisation alone, times ``scale``."""
-    weight = weight.double()
-    folded_bias = bias.double() + weight @ norm_bias.double()
-    return (scale * weight * norm_weight.double()).t().float(), (scale * folded_bias).float()
-
-
-def _heads_of(x: Tensor, num_heads: int, head_tiles: int) -> Tensor:
-    """(heads · head_dim, …) → (heads, 8 · head_tiles, …), zero-padded."""
-    heads = x.reshape(num_heads, -1, *x.shape[1:])
-    return pad_to(heads, num_heads, 8 * head_tiles, *x.shape[1:])
-
-
 def _in_groups(records: list[Tensor], size: int) -> list[list[Tensor]]:
     return [records[i : i + size] for i in range(0, len(records), size)]
 
@@ -152,12 +148,12 @@ def pack_stream(weights: TransformerWeights, dtype: torch.dtype, num_heads: int,
         query, key_value = _attention_panels(layer_on_cpu, num_heads, head_dim, instance, dtype)
         keys_values.append([builder.add(panels) for panels in key_value])
         queries.append([builder.add(panels) for panels in query])
-        output = _heads_of(layer_on_cpu.proj_weight.t(), num_heads, -(-head_dim // 8)).flatten(0, 1)
+        output = pad_heads(layer_on_cpu.proj_weight.t(), num_heads, -(-head_dim // 8)).flatten(0, 1)
         places = builder.add(_slabs(pad_to(output, output.shape[0], dim), dtype))
         places += builder.add(_mlp_groups(layer_on_cpu, dim, dtype), instance.panels // 2)
         rest.append(places)
         biases.append(torch.stack([pad_to(layer_on_cpu.proj_bias, dim), pad_to(layer_on_cpu.fc2_bias, dim)]))
-    matrix, bias = _behind_norm(
+    matrix, bias = behind_norm(
         on_cpu(weights.out_weight).flatten(1), on_cpu(weights.out_bias), on_cpu(weights.norm_weight),
         on_cpu(weights.norm_bias), 0.5,
     )  # fmt: skip
@@ -190,10 +186,10 @@ def _attention_panels(
     scales = (head_dim**-0.5 * math.log2(math.e), 1.0, 1.0)
     matrices, biases = [], []
     for weight, bias, scale in zip(layer.qkv_weight.chunk(3), layer.qkv_bias.chunk(3), scales, strict=True):
-        matrix, folded = _behind_norm(weight, bias, layer.norm1_weight, layer.norm1_bias, scale)
+        matrix, folded = behind_norm(weight, bias, layer.norm1_weight, layer.norm1_bias, scale)
         matrix = pad_to(matrix, instance.dim, matrix.shape[1])
-        matrices.append(_heads_of(matrix.t(), num_heads, instance.head_tiles).transpose(1, 2))
-        biases.append(_heads_of(folded, num_heads, instance.head_tiles))
+        matrices.append(pad_heads(matrix.t(), num_heads, instance.head_tiles).transpose(1, 2))
+        biases.append(pad_heads(folded, num_heads, instance.head_tiles))
     query, key_value = [], []
     width = 8 * instance.head_tiles
     last = 4 if instance.joined else 8
@@ -216,7 +212,7 @@ def _attention_panels(
 
 def _mlp_groups(layer: EncoderLayerWeights, dim: int, dtype: torch.dtype) -> Tensor:
     """(hidden/16, bytes): a panel of W_1 and the slab of W_2 that follows it."""
-    matrix, bias = _behind_norm(layer.fc1_weight, layer.fc1_bias, layer.norm2_weight, layer.norm2_bias, 0.5)
+    matrix, bias = behind_norm(layer.fc1_weight, layer.fc1_bias, layer.norm2_weight, layer.norm2_bias, 0.5)
     panels = _norm_panels(pad_to(matrix, dim, matrix.shape[1]), bias, dtype)
     slabs = _slabs(pad_to(layer.fc2_weight.t(), layer.fc2_weight.shape[1], dim), dtype)
     return torch.cat([panels, slabs], dim=1)
@@ -225,10 +221,11 @@ def _mlp_groups(layer: EncoderLayerWeights, dim: int, dtype: torch.dtype) -> Ten
 def pack(
     weights: TransformerWeights, dtype: torch.dtype, device: torch.device, num_heads: int | None = None
 ) -> tuple[Tensor, ...]:
-    """The stream, its table and biases, and the number of heads it is packed for (an int32 on the CPU).
+    """The stream, its table and biases, the number of heads it is packed for (an int32 on the CPU), and the streams of
+    clusters of :func:`mobilevit_kernels.native.transformer_cluster.pack`.
 
-    The stream depends on the number of heads. Where it is not given, the stream is packed for 4 (or 1) and the
-    canonical tensors follow on the CPU, so that a call with another number can pack anew.
+    The streams depend on the number of heads. Where it is not given, they are packed for 4 (or 1) and the canonical
+    tensors follow on the CPU, so that a call with another number can pack anew.
     """
     dim = weights.in_weight.shape[0]
     heads = num_heads or _usual_heads(dim)
@@ -243,6 +240,7 @@ def pack(
         stream.table.to(device),
         stream.biases.to(device),
         torch.tensor(heads, dtype=torch.int32),
+        *transformer_cluster.pack(weights, dtype, device, heads),
     )
     if num_heads is not None:
         return tensors
@@ -294,7 +292,7 @@ def refusal(backend: str, weights: TransformerWeights, device: torch.device) -> 
 
 def _repacked(packed: Packed, num_heads: int) -> tuple[Tensor, ...]:
     """The tensors of ``packed`` for another number of heads, from its canonical tensors."""
-    in_weight, *layers, norm_weight, norm_bias, out_weight, out_bias = packed.tensors[4:]
+    in_weight, *layers, norm_weight, norm_bias, out_weight, out_bias = packed.tensors[_PACKED:]
     weights = TransformerWeights(
         in_weight,
         tuple(EncoderLayerWeights(*layers[i : i + 12]) for i in range(0, len(layers), 12)),
@@ -332,6 +330,11 @@ def _resize(x: Slot, size: tuple[int, ...], silu: bool) -> Launch:
 
 
 def _stage(x: Slot, packed: Packed, num_heads: int, patch_size: tuple[int, int], activation: bool) -> Launch:
+    on_clusters = transformer_cluster.launch(
+        x, packed, packed.tensors[4:_PACKED], num_heads, patch_size, activation
+    )  # fmt: skip
+    if on_clusters is not None:
+        return on_clusters
     stream, table, biases = packed.tensors[:3]
     in_channels, dim, mlp_dim, num_layers, out_channels = packed.sizes
     loaded = native.library(packed.backend)
@@ -386,7 +389,7 @@ def _stage(x: Slot, packed: Packed, num_heads: int, patch_size: tuple[int, int],
 def run(x: Tensor, packed: Packed, *, num_heads: int, patch_size: tuple[int, int]) -> Tensor:
     """Launches the kernels."""
     if int(packed.tensors[3]) != num_heads:
-        if len(packed.tensors) == 4:
+        if len(packed.tensors) == _PACKED:
             raise ValueError(f"num_heads: the weights are packed for {int(packed.tensors[3])}, got {num_heads}")
         packed = dataclasses.replace(packed, tensors=_repacked(packed, num_heads))
     slot = Slot.like(x)
@@ -395,10 +398,14 @@ def run(x: Tensor, packed: Packed, *, num_heads: int, patch_size: tuple[int, int
 
 
 def variant(packed: Packed) -> str:
-    """The rows of a block by the batch, and the launches by the tokens of a sequence; all with the same result."""
+    """The rows of a block by the batch, and the launches by the tokens of a sequence; all with the same result.
+
+    Clusters, where they serve, round some sums in another order.
+    """
     fitting = _fitting(packed.backend, packed.sizes[1], int(packed.tensors[3]), packed.device)
     if not fitting:
         return "none"
     blocks = 2 * native.library(packed.backend).multiprocessors(packed.device)
     texts = [f"{i.rows} rows a block, one kernel up to {i.rows} tokens, {packed.sizes[3] + 1} above" for i in fitting]
-    return texts[0] if len(texts) == 1 else f"{texts[-1]}, while these are at most {blocks} blocks; else {texts[0]}"
+    text = texts[0] if len(texts) == 1 else f"{texts[-1]}, while these are at most {blocks} blocks; else {texts[0]}"
+    return transformer_cluster.variant(packed, int(packed.tensors[3])) + text

@@ -6,15 +6,22 @@ import functools
 from dataclasses import dataclass
 
 __all__ = [
+    "CLUSTER_BLOCKS",
+    "CLUSTER_INSTANCES",
     "DEFAULT_HEADS",
     "INSTANCES",
     "MAX_DIM",
     "MAX_HEAD_DIM",
+    "ClusterInstance",
+    "ClusterPlan",
     "Instance",
     "Plan",
+    "cluster_instances_for",
     "instances_for",
     "lay_out",
+    "most_sequences",
     "plan",
+    "plan_clusters",
     "tiles_of",
 ]
 
@@ -152,3 +159,141 @@ def plan(candidates: tuple[Instance, ...], tokens: int, sequences: int, num_laye
     if small.blocks <= _BLOCKS_A_MULTIPROCESSOR * multiprocessors:
         return small
     return lay_out(candidates[0], tokens, sequences, num_layers)
+
+
+CLUSTER_BLOCKS = 8  # the most that every GPU with clusters takes
+
+
+@dataclass(frozen=True)
+class ClusterInstance:
+    """One compiled kernel on clusters; csrc/transformer_cluster_launch.cuh has the same table.
+
+    Attributes:
+        dim: channels of a row; heads have a fourth of them.
+        rows: of the sequences of a cluster. 256: csrc/transformer_cluster_long.cuh, else csrc/transformer_cluster.cuh.
+        row_groups: into which these are split.
+    """
+
+    dim: int
+    rows: int
+    row_groups: int
+
+    @property
+    def head_tiles(self) -> int:
+        """8-channel tiles of a head."""
+        return tiles_of(self.dim, DEFAULT_HEADS)
+
+    @property
+    def long(self) -> bool:
+        """One long sequence a cluster: a block owns rows in most products, where else it owns columns."""
+        return self.rows > 64
+
+    @property
+    def chunk_steps(self) -> int:
+        """Long: k-steps of 16 in a chunk of weights with D columns (``TransformerClusterLongConfig::kChunkSteps``)."""
+        return 8 if self.dim <= 64 else 6
+
+    @property
+    def column_blocks(self) -> int:
+        """Blocks that share the columns of each product; all that the packing needs to know beside ``dim``."""
+        return CLUSTER_BLOCKS // self.row_groups
+
+    @property
+    def dim_slice(self) -> int:
+        """8-column tiles of X that a block computes."""
+        return -(-(self.dim // 8) // self.column_blocks)
+
+    @property
+    def hidden_slice(self) -> int:
+        """8-column tiles of the MLP's hidden layer that a block computes."""
+        return -(-(self.dim // 4) // self.column_blocks)
+
+    @property
+    def attention_slice(self) -> int:
+        """8-column tiles of the Q, K and V of a head that a block computes."""
+        return -(-3 * self.head_tiles * DEFAULT_HEADS // self.column_blocks)
+
+    @property
+    def max_in_channels(self) -> int:
+        """W_in takes the place of a layer's W_2, and x that of the hidden layer."""
+        return 2 * self.dim
+
+    @property
+    def max_out_channels(self) -> int:
+        """W_out takes the place of a layer's W_q, W_k and W_v; long: of its W_1."""
+        return 2 * self.dim if self.long else 8 * self.attention_slice * self.column_blocks
+
+
+# The published shapes: 256 tokens; 64 tokens, rows in two groups, which halves what blocks exchange; 16 tokens, one
+# sequence a cluster for the smallest batches, and four, whose products read each weight for four times as many rows.
+CLUSTER_INSTANCES = (
+    ClusterInstance(64, 256, 2),
+    ClusterInstance(96, 256, 2),
+    ClusterInstance(144, 256, 2),
+    ClusterInstance(80, 64, 2),
+    ClusterInstance(120, 64, 2),
+    ClusterInstance(192, 64, 2),
+    ClusterInstance(96, 16, 1),
+    ClusterInstance(144, 16, 1),
+    ClusterInstance(240, 16, 1),
+    ClusterInstance(96, 64, 1),
+    ClusterInstance(144, 64, 1),
+    ClusterInstance(240, 64, 1),
+)
+
+
+@dataclass(frozen=True)
+class ClusterPlan:
+    """How a stage is launched on clusters.
+
+    Attributes:
+        instance: the kernel.
+        sequence_rows: rows of a sequence, padding included.
+        clusters: of the grid.
+    """
+
+    instance: ClusterInstance
+    sequence_rows: int
+    clusters: int
+
+
+@functools.cache
+def cluster_instances_for(dim: int, num_heads: int, mlp_dim: int) -> tuple[ClusterInstance, ...]:
+    """The instances for exactly these sizes, smallest clusters first. () where there is none."""
+    if num_heads != DEFAULT_HEADS or mlp_dim != 2 * dim:
+        return ()
+    return tuple(sorted((i for i in CLUSTER_INSTANCES if i.dim == dim), key=lambda i: i.rows))
+
+
+def most_sequences(instance: ClusterInstance, tokens: int, multiprocessors: int) -> tuple[int, int]:
+    """How many sequences of ``tokens`` an instance is for, and the rows of each, padding included; 0: none.
+
+    A cluster takes eight multiprocessors, so that a small batch spreads over the GPU; it pays as long as all clusters
+    run at once. With sequences of 33 to 64 tokens it is two rounds: the other kernel has a block of its own for each
+    sequence there, which is expected to take three times as long as a cluster. Reasoned, not measured.
+    """
+    at_once = multiprocessors // CLUSTER_BLOCKS
+    if instance.long:  # one sequence, less than half of its rows padding
+        return (at_once if instance.rows < 2 * tokens <= 2 * instance.rows else 0), instance.rows
+    rows = 16 if tokens <= 16 else -(-tokens // 32) * 32
+    rounds = 2 if rows == 64 else 1
+    return rounds * at_once * (instance.rows // rows), rows
+
+
+@functools.lru_cache(maxsize=1024)
+def plan_clusters(
+    candidates: tuple[ClusterInstance, ...], tokens: int, sequences: int, multiprocessors: int
+) -> ClusterPlan | None:
+    """The launch of a shape on clusters; None: the batch is too large for them, or no instance fits the sequence.
+
+    Args:
+        candidates: of :func:`cluster_instances_for`, without those that do not fit into shared memory.
+        tokens: of a sequence, N.
+        sequences: B·P.
+        multiprocessors: of the GPU.
+    """
+    for instance in candidates:
+        most, rows = most_sequences(instance, tokens, multiprocessors)
+        if sequences <= most:
+            return ClusterPlan(instance, rows, -(-sequences // (instance.rows // rows)))
+    return None

@@ -50,6 +50,9 @@ class Counters:
     shuffles: int
     block_barriers: int
     warp_barriers: int
+    cluster_barriers: int
+    remote_read_bytes: int
+    remote_write_bytes: int
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,14 @@ _ARGUMENTS: dict[str, Any] = {
         (_POINTER, "x y"),
         (_INT, "batch height width out_height out_width channels"),
         (_BOOL, "silu bfloat16"),
+    ),
+    "transformer_cluster": _structure(
+        "TransformerClusterArguments",
+        (_POINTER, "x weights table y"),
+        (_INT, "batch height width in_channels dim num_layers out_channels patch_height patch_width"),
+        (_INT, "cluster_rows sequence_rows chunks weight_units"),
+        (_FLOAT, "epsilon"),
+        (_BOOL, "activation bfloat16"),
     ),
     "unfold_attention_fold": _structure(
         "UnfoldAttentionFoldArguments",
@@ -232,6 +243,10 @@ class SimtLibrary:
     def multiprocessors(self, device: torch.device) -> int:
         """Of the simulated GPU: as many as an H200 has unless set otherwise."""
         return self._multiprocessors
+
+    def has_clusters(self, device: torch.device) -> bool:
+        """The simulated GPU has thread-block clusters."""
+        return True
 
     def set_multiprocessors(self, count: int = MULTIPROCESSORS) -> None:
         """Simulates a GPU with ``count`` multiprocessors, as far as the choice of a variant goes."""
