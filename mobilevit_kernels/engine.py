@@ -30,6 +30,9 @@ MAX_STREAMS = 16
 WARM_UP_RUNS = 2
 _NATIVE = ("cuda", "simt")
 
+# PyTorch allows one capture at a time in a process.
+_CAPTURING = threading.Lock()
+
 Key = tuple[Any, ...]
 
 
@@ -101,6 +104,8 @@ class Engine:
         self._graphs: OrderedDict[Key, _Captured] = OrderedDict()
         self._workspaces = Workspaces()
         self._packed: list[Packed] = []  # the weights behind plans and graphs
+        self._normalize: Any = None  # the stem's, which is in them too
+        self._backend: str | None = None  # the one of CUDA kernels that serves all of them
         self._lock = threading.RLock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -143,9 +148,10 @@ class Engine:
         if torch.compiler.is_compiling() or type(x) is not Tensor or x.shape[0] == 0:
             return network.run(x, **options)
         self._check_weights(network)
-        if self._graphs or self.automatic:
+        # Into a capture of the caller's own go the launches themselves: it cannot take a graph.
+        if (self._graphs or self.automatic) and not self._is_capturing(x):
             captured = self._captured(self._key(x, options))
-            if captured is None and self.automatic and not self._is_capturing(x):
+            if captured is None and self.automatic:
                 captured = self.capture(network, x, **options)
             if captured is not None:
                 return self._replay(captured, x)
@@ -159,24 +165,23 @@ class Engine:
     def plan(self, network: MobileViT, x: Tensor, **options: Any) -> Plan | None:
         """The plan for inputs like ``x``; None where a stage is served by another backend than the CUDA kernels'."""
         self._check_weights(network)
-        planned = self._planned(network, network.prepare(x), options) if self._backend(network) else None
+        planned = None if self._backend is None else self._planned(network, network.prepare(x), options)
         return None if planned is None else planned.plan
 
     # --- plans -------------------------------------------------------------------------------------------------------
 
     def _check_weights(self, network: MobileViT) -> None:
-        """Drops plans and graphs of weights that have been packed anew since."""
-        stages = network.stages()
-        if len(stages) == len(self._packed) and all(s.packed is p for s, p in zip(stages, self._packed, strict=True)):
+        """Drops plans and graphs of weights that have been packed anew since, or of another normalisation."""
+        packed, normalize = [stage.packed for stage in network.stages()], network.stem.normalize
+        if packed == self._packed and normalize is self._normalize:  # weights are equal where they are the same objects
             return
         with self._lock:
             self.clear()
-            self._packed = [stage.packed for stage in stages]
-
-    def _backend(self, network: MobileViT) -> str | None:
-        """The one backend of CUDA kernels that serves every stage."""
-        backends = {packed.backend for packed in self._packed}
-        return next(iter(backends)) if len(backends) == 1 and backends <= set(_NATIVE) else None
+            # Stages that differ in more run one by one, where each checks what it gets.
+            kinds = {(p.backend, p.dtype, p.device) for p in packed}
+            backend = packed[0].backend
+            self._backend = backend if len(kinds) == 1 and backend in _NATIVE else None
+            self._packed, self._normalize = packed, normalize
 
     @staticmethod
     def _key(x: Tensor, options: dict[str, Any]) -> Key:
@@ -187,12 +192,11 @@ class Engine:
         with self._lock:
             planned = self._plans.get(key)
             if planned is None:
-                backend = self._backend(network)
-                assert backend is not None
+                assert self._backend is not None
                 source = Recorded.input(image)
                 outputs = network.run(source, **options)
                 plan = Plan.of(source.slot, source.launches, [output.slot for output in outputs])
-                planned = self._plans[key] = _Planned(plan, native.library(backend).compile(plan))
+                planned = self._plans[key] = _Planned(plan, native.library(self._backend).compile(plan))
             self._plans.move_to_end(key)
             while len(self._plans) > MAX_PLANS:
                 self._plans.popitem(last=False)
@@ -200,7 +204,8 @@ class Engine:
 
     def _run(self, network: MobileViT, x: Tensor, options: dict[str, Any], keep: bool) -> list[Tensor]:
         """By the plan where there can be one. ``keep``: in the stream's workspace, else in memory of its own."""
-        if self._backend(network) is None:
+        hooked = [stage for stage in network.stages() if stage._forward_hooks or stage._forward_pre_hooks]
+        if self._backend is None or hooked:  # hooks see every stage with its tensors
             return network.run(x, **options)
         image = network.prepare(x)
         planned = self._planned(network, image, options)
@@ -235,8 +240,10 @@ class Engine:
         with self._lock, torch.cuda.device(x.device):
             stream = torch.cuda.current_stream()
             stream.wait_event(captured.done)
-            if x.data_ptr() != captured.static_input.data_ptr():
-                captured.static_input.copy_(x)
+            place = captured.static_input
+            if x.data_ptr() != place.data_ptr() or x.stride() != place.stride():
+                inside = x.untyped_storage().data_ptr() == place.untyped_storage().data_ptr()  # another view of it
+                place.copy_(x.clone() if inside else x)
             captured.graph.replay()
             outputs = [output.clone() for output in captured.static_outputs]
             captured.done.record(stream)
@@ -256,7 +263,9 @@ class Engine:
             captured = self._captured(key)
             if captured is not None:  # by another thread in the meantime
                 return captured
-            static_input = x.clone()
+            # No inference tensor: those cannot be written outside of inference mode.
+            with torch.inference_mode(False), torch.no_grad():
+                static_input = x.clone()
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):  # warm up: lazy initialisation must not happen under capture
@@ -264,8 +273,9 @@ class Engine:
                     self._run(network, static_input, options, keep=False)
             torch.cuda.current_stream().wait_stream(side)
             graph = torch.cuda.CUDAGraph()
-            # Other threads may go on with what would break a capture of the whole process.
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            # Other threads may go on with what would break a capture of the whole process. The stream is not PyTorch's
+            # own for captures, on which another thread may be capturing.
+            with _CAPTURING, torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
                 static_outputs = self._run(network, static_input, options, keep=False)
             plan = self.plan(network, static_input, **options)
             buffers = {t.data_ptr(): t.numel() * t.element_size() for t in (static_input, *static_outputs)}

@@ -14,8 +14,8 @@ from mobilevit_kernels.config import MobileViTConfig, get_config
 from mobilevit_kernels.engine import Engine
 from mobilevit_kernels.native import head as native_head
 from mobilevit_kernels.native import stem as native_stem
-from mobilevit_kernels.ops import _checks
-from mobilevit_kernels.ops.stem import check_images
+from mobilevit_kernels.ops import _checks, _dispatch
+from mobilevit_kernels.ops.stem import check_fit, check_images
 from mobilevit_kernels.stages import (
     Activation,
     Conv3x3Stage,
@@ -370,7 +370,13 @@ class MobileViT(nn.Module):
         return stages
 
     def prepare(self, x: Tensor) -> Tensor:
-        """Checked images as the CUDA kernels read them."""
+        """Images that :func:`check_images` has passed, as the CUDA kernels read them.
+
+        Raises:
+            ValueError: images, or a normalisation, of other channels than the stem's; images on another device.
+        """
+        packed = _dispatch.prepare("stem", x, self.stem.packed, "auto")
+        check_fit("x", x, packed, *(self.stem.normalize or ((), ())))
         return native_stem.as_read(x)
 
     def finish(self, outputs: list[Tensor], *, pool: bool = True, taps: tuple[int, ...] = ()) -> list[Tensor]:

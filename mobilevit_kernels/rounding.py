@@ -39,7 +39,8 @@ def round_rows(weight: Tensor, dtype: torch.dtype) -> Tensor:
         The rounded values in float32, of the same shape. A row that holds, or rounds to, a value that is not finite
         is rounded one by one.
     """
-    exact = weight.flatten(1).double()
+    # On the CPU: which of two equal prices topk takes, and in which order sums are added up, is a matter of the device.
+    exact = weight.flatten(1).cpu().double()
     nearest = exact.to(dtype)
     error = nearest.double() - exact
     # The neighbour on the other side of the exact value: one step in the magnitude's bits.
@@ -56,9 +57,9 @@ def round_rows(weight: Tensor, dtype: torch.dtype) -> Tensor:
     gains, costs = (torch.where(helps, value, 0.0).gather(1, places).cumsum(1) for value in (change, cost))
     errors = torch.cat([SUM_WEIGHT * total.square(), SUM_WEIGHT * (total + gains).square() + costs], 1)
     count = errors.nan_to_num(torch.inf).argmin(1, keepdim=True)  # how many of them make the error least
-    first = torch.arange(candidates, device=places.device) < count
+    first = torch.arange(candidates, device=count.device) < count
     taken = torch.zeros_like(helps).scatter_(1, places, first) & helps & total.isfinite()
-    return torch.where(taken, other, nearest).float().reshape(weight.shape)
+    return torch.where(taken, other, nearest).to(weight.device, torch.float32).reshape(weight.shape)
 
 
 def round_weights(weights: W, dtype: torch.dtype) -> W:

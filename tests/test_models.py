@@ -15,6 +15,7 @@ from torch import nn
 
 import mobilevit_kernels as mvk
 import python_ref
+from mobilevit_kernels import verify
 from mobilevit_kernels.verify import MAX_NETWORK_RATIO, relative_error
 
 SIZES = [(256, 256), (224, 224), (192, 320), (257, 255), (64, 64)]
@@ -425,6 +426,31 @@ def test_torch_export() -> None:
         for count in (2, 5):
             x = images(count, 64, 96, seed=count)
             assert relative_error(program.module()(x), fast(x)) <= 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_tensors_without_data_give_the_shape(dtype: torch.dtype) -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    fast = mvk.create_model("mobilevit_xxs", num_classes=10, dtype=dtype)
+    with torch.inference_mode(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        result = fast(mode.from_tensor(images(2, 64, 64).to(dtype)))
+    assert result.shape == (2, 10)
+    assert result.dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_an_op_that_packs_in_the_call_compiles(dtype: torch.dtype) -> None:
+    weights = verify.random_weights("conv3x3", (16, 24), torch.Generator().manual_seed(0))
+    x = torch.rand(1, 16, 8, 8).to(dtype)
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        return mvk.ops.conv3x3(x, weights)
+
+    with torch.inference_mode():
+        expected = run(x)
+        compiled = torch.compile(run, fullgraph=True, backend="aot_eager")(x)
+    assert relative_error(compiled, expected) <= 4 * torch.finfo(dtype).eps
 
 
 def test_autocast_does_not_change_the_compute_dtype() -> None:

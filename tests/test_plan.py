@@ -203,6 +203,60 @@ def test_new_weights_make_new_plans(backend: str, device: str) -> None:
         assert twin.stages()[0] is twin.stem
 
 
+@on_kernels
+def test_another_normalisation_makes_new_plans(backend: str, device: str) -> None:
+    skip_unless_available(backend)
+    fast = network("xxs", backend, device, normalize=((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)))
+    x = torch.rand(1, 3, 32, 32, device=device)
+    fast(x)
+    fast.stem.normalize = ((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
+    assert torch.equal(fast(x).half(), fast.run(x)[0])
+
+
+@on_kernels
+def test_images_that_do_not_fit_are_refused(backend: str, device: str) -> None:
+    """A plan launches without the ops' checks: a kernel would read past the end of the image."""
+    skip_unless_available(backend)
+    fast = network("xxs", backend, device, normalize=((0.1, 0.2, 0.3), (0.5, 0.6, 0.7)))
+    for channels in (1, 4):
+        with pytest.raises(ValueError, match=f"x: expected 3 channels in axis 1, got {channels}"):
+            fast(torch.rand(1, channels, 32, 32, device=device))
+        with pytest.raises(ValueError, match=f"x: expected 3 channels in axis 3, got {channels}"):
+            fast(torch.zeros(1, 32, 32, channels, dtype=torch.uint8, device=device))
+    for other in ("meta", *(["cpu"] if device == "cuda" else [])):
+        with pytest.raises(ValueError, match=f"x: expected a tensor on {device}.*, as the weights are, got .* {other}"):
+            fast(torch.rand(1, 3, 32, 32, device=other))
+    fast.stem.normalize = ((0.0,) * 4, (1.0,) * 4)
+    with pytest.raises(ValueError, match="normalize: expected 3 values of mean, got 4"):
+        fast(torch.rand(1, 3, 32, 32, device=device))
+    assert not fast.engine._plans
+
+
+@on_kernels
+def test_stages_of_two_dtypes_have_no_plan(backend: str, device: str) -> None:
+    skip_unless_available(backend)
+    fast = network("xxs", backend, device)
+    fast.head.bfloat16()
+    with pytest.raises(TypeError, match=r"x: expected torch.bfloat16, as the weights are packed, got torch.float16"):
+        fast(torch.rand(1, 3, 32, 32, device=device))
+
+
+@on_kernels
+def test_hooks_see_every_stage_of_every_forward(backend: str, device: str) -> None:
+    skip_unless_available(backend)
+    fast = network("xxs", backend, device)
+    x = torch.rand(1, 3, 32, 32, device=device)
+    expected = fast(x)
+    seen = []
+    handle = fast.head.register_forward_hook(lambda module, args, output: seen.append((args[0], output)))
+    for count in (1, 2):
+        assert torch.equal(fast(x), expected)
+        assert [(tuple(map_.shape), tuple(logits.shape)) for map_, logits in seen] == [((1, 80, 1, 1), (1, 10))] * count
+    handle.remove()
+    fast(x)
+    assert len(seen) == 2
+
+
 # --- the plan inside the extension, without a GPU --------------------------------------------------------------------
 
 
@@ -288,14 +342,17 @@ class FakeCuda:
             return outputs
 
         class Graph:
+            @torch.inference_mode()  # a graph writes past PyTorch, whatever kind of tensor it is
             def replay(graph) -> None:
                 network, x, options, outputs = graph.captured
                 for output, fresh in zip(outputs, run(network, x, options, keep=False), strict=True):
                     output.copy_(fresh)
 
         @contextlib.contextmanager
-        def capture(graph, capture_error_mode):
+        def capture(graph, stream, capture_error_mode):
             assert capture_error_mode == "thread_local"
+            assert isinstance(stream, Stream)  # PyTorch's own for captures may be of another device, or in use
+            assert engines._CAPTURING.locked()
             self.capturing = True
             yield
             self.capturing = False
@@ -353,6 +410,39 @@ def test_graphs_return_copies_and_take_any_layout(backend: str, monkeypatch: pyt
     assert fast.engine.static_input(x, pool=True, taps=()) is None
     (note,) = [note for note in fast.engine.notes() if note.startswith("CUDA graphs: 1, ")]
     assert float(note.split()[3]) > 0
+
+
+def test_a_graph_captured_in_inference_mode_serves_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    fast = network("xxs", "torch", "cpu")
+    options = {"pool": True, "taps": ()}
+    x, other = torch.rand(2, 1, 3, 32, 32).half().unbind()
+    FakeCuda(monkeypatch, fast.engine)
+    with torch.inference_mode():
+        captured = fast.engine.capture(fast, x.clone(), **options)
+    assert torch.equal(fast.engine.call(fast, other, **options)[0], fast.run(other, **options)[0])
+    captured.static_input.copy_(x)
+
+
+def test_a_view_of_a_graphs_input_is_not_taken_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    fast = network("xxs", "torch", "cpu")
+    options = {"pool": True, "taps": ()}
+    x = torch.rand(1, 3, 32, 32).half()
+    FakeCuda(monkeypatch, fast.engine)
+    place = fast.engine.capture(fast, x, **options).static_input
+    expected = fast.run(x.transpose(2, 3), **options)[0]
+    assert not torch.equal(expected, fast.run(x, **options)[0])
+    assert torch.equal(fast.engine.call(fast, place.transpose(2, 3), **options)[0], expected)
+
+
+def test_no_graph_is_replayed_into_a_capture_of_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    fast = network("xxs", "torch", "cpu")
+    fast.engine.automatic = True
+    x = torch.rand(1, 3, 32, 32).half()
+    FakeCuda(monkeypatch, fast.engine)
+    expected = fast(x)
+    monkeypatch.setattr(fast.engine, "_is_capturing", lambda x: True)
+    monkeypatch.setattr(fast.engine, "_replay", lambda captured, x: pytest.fail("a graph inside a capture"))
+    assert torch.equal(fast(x), expected)
 
 
 def test_automatic_graphs_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -421,6 +511,41 @@ def test_a_graph_takes_its_input_in_place_or_copies_it(on_gpu: mvk.MobileViT) ->
     with pytest.raises(ValueError, match="expected a captured shape, got 3, 64, 64 in float16"):
         on_gpu.graph_input(3, 64, 64)
     assert any(note.startswith("CUDA graphs: 1, ") for note in mvk.report(on_gpu).notes)
+
+
+@pytest.mark.gpu
+def test_a_forward_in_a_capture_of_the_caller(on_gpu: mvk.MobileViT) -> None:
+    """With and without a graph of its own for the shape."""
+    x, other = torch.rand(2, 2, 3, 64, 64, device="cuda", dtype=torch.float16).unbind()
+    for captured in (False, True):
+        if captured:
+            on_gpu.capture(2, 64, 64)
+        place = x.clone()
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            on_gpu(place)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            result = on_gpu(place)
+        place.copy_(other)
+        graph.replay()
+        assert torch.equal(result, on_gpu(other))
+
+
+@pytest.mark.gpu
+def test_graphs_on_the_second_device() -> None:
+    skip_unless_available("cuda")
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    for device in ("cuda:0", "cuda:1"):
+        fast = network("xxs", "cuda", device)
+        x = torch.rand(2, 3, 64, 64, device=device, dtype=torch.float16)
+        expected = fast(x)
+        fast.capture(2, 64, 64)
+        assert torch.equal(fast(x), expected)
+        assert torch.equal(fast(x.flip(0)), expected.flip(0))
 
 
 @pytest.mark.gpu

@@ -91,3 +91,13 @@ def test_networks_err_less(source: str, monkeypatch: pytest.MonkeyPatch) -> None
                 plain.setattr(_dispatch, "round_weights", lambda weights, dtype: weights)
                 logs.append(math.log(balanced / error(model, x, truth)))
     assert math.exp(sum(logs) / len(logs)) <= 0.97
+
+
+@pytest.mark.gpu
+@dtypes
+def test_every_device_rounds_alike(dtype: torch.dtype) -> None:
+    # Of few different errors many are the same: which of them goes over must not be left to the device.
+    weight = torch.randint(-4096, 4096, (64, 1440), generator=torch.Generator().manual_seed(0)) / 2.0**16
+    on_gpu = rounding.round_rows(weight.cuda(), dtype)
+    assert on_gpu.is_cuda
+    assert torch.equal(on_gpu.cpu(), rounding.round_rows(weight, dtype))

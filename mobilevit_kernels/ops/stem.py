@@ -11,7 +11,7 @@ from mobilevit_kernels.canonical import StemWeights
 from mobilevit_kernels.ops import _checks, _dispatch
 from mobilevit_kernels.packed import Packed
 
-__all__ = ["stem"]
+__all__ = ["check_fit", "check_images", "stem"]
 
 
 def stem(
@@ -48,11 +48,7 @@ def stem(
     """
     mean, std = check_images("x", x, normalize)
     packed = _dispatch.prepare("stem", x, weights, backend)
-    channels = packed.sizes[0]
-    _checks.check_channels("x", x, channels, axis=1 if x.is_floating_point() else 3)
-    for name, values in (("mean", mean), ("std", std)):
-        if values and len(values) != channels:
-            raise ValueError(f"normalize: expected {channels} values of {name}, got {len(values)}")
+    check_fit("x", x, packed, mean, std)
     return _launch(x, list(packed.tensors), list(packed.sizes), mean, std, packed.backend)
 
 
@@ -80,6 +76,15 @@ def check_images(
     if not all(value > 0 for value in std):
         raise ValueError(f"normalize: expected a positive std, got {std}")
     return mean, std
+
+
+def check_fit(name: str, x: Tensor, packed: Packed, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Raises unless checked images and a normalisation have the channels of the weights."""
+    channels = packed.sizes[0]
+    _checks.check_channels(name, x, channels, axis=1 if x.is_floating_point() else 3)
+    for which, values in (("mean", mean), ("std", std)):
+        if values and len(values) != channels:
+            raise ValueError(f"normalize: expected {channels} values of {which}, got {len(values)}")
 
 
 def _run(

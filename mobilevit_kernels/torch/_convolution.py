@@ -12,19 +12,27 @@ from torch import Tensor
 __all__ = ["conv2d", "pack_conv"]
 
 
+def _dtypes_with_float32_bias() -> frozenset[torch.dtype]:
+    """Those that oneDNN computes in on this CPU."""
+    if not torch.backends.mkldnn.is_available():
+        return frozenset()
+    supported = {
+        torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+        torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported(),
+    }
+    return frozenset(dtype for dtype, is_supported in supported.items() if is_supported)
+
+
+_FLOAT32_BIAS = _dtypes_with_float32_bias()  # asked once: torch.compile does not trace the question
+
+
 def pack_conv(weight: Tensor, bias: Tensor, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """Weight (C_out, C_in, K, K), NHWC in memory, and bias, as :func:`conv2d` takes them."""
     return weight.to(device, dtype, memory_format=torch.channels_last), bias.to(device, _bias_dtype(dtype, device))
 
 
 def _bias_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """float32 on CPUs whose oneDNN computes in this 16-bit dtype."""
-    if device.type == "cpu" and torch.backends.mkldnn.is_available():
-        if dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
-            return torch.float32
-        if dtype == torch.float16 and torch.ops.mkldnn._is_mkldnn_fp16_supported():
-            return torch.float32
-    return dtype
+    return torch.float32 if device.type == "cpu" and dtype in _FLOAT32_BIAS else dtype
 
 
 def conv2d(
@@ -33,7 +41,8 @@ def conv2d(
     """:func:`torch.nn.functional.conv2d`; weight and bias are :func:`pack_conv`'s."""
     if bias.dtype == x.dtype:
         return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
-    if torch.compiler.is_compiling():  # compilers know conv2d and fuse it
+    # Compilers and tensors without data, as of a FakeTensorMode, know conv2d alone.
+    if torch.compiler.is_compiling() or type(x) is not Tensor:
         return F.conv2d(x, weight, bias.to(x.dtype), stride, padding, dilation, groups)
     result: Tensor = torch.ops.aten.mkldnn_convolution(
         x, weight, bias, [padding] * 2, [stride] * 2, [dilation] * 2, groups
