@@ -50,7 +50,7 @@ Arguments filled(const char* launcher, const py::dict& values, std::vector<mvk::
     using Field = std::remove_reference_t<decltype(field)>;
     PyObject* const found = PyDict_GetItemString(values.ptr(), name);
     if (found == nullptr) {
-      if (mvk::is_optional_field(name)) return;
+      if (mvk::is_optional_field(launcher, name)) return;
       throw py::type_error(std::string(launcher) + ": missing argument '" + name + "'");
     }
     ++used;

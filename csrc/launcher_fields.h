@@ -2,6 +2,8 @@
 // compiled plans.
 #pragma once
 
+#include <cstring>
+
 #include "launchers.h"
 
 namespace mvk {
@@ -199,13 +201,11 @@ void visit_launchers(Visit&& visit) {
 }
 
 // Fields that may be left out: null then.
-inline bool is_optional_field(const char* name) {
-  const auto is = [&](const char* other) {
-    int i = 0;
-    while (name[i] != '\0' && name[i] == other[i]) ++i;
-    return name[i] == other[i];
+inline bool is_optional_field(const char* launcher, const char* field) {
+  const auto are = [&](const char* of_launcher, const char* optional) {
+    return std::strcmp(launcher, of_launcher) == 0 && std::strcmp(field, optional) == 0;
   };
-  return is("x2") || is("workspace") || is("table");
+  return are("conv3x3", "x2") || are("transformer", "workspace") || are("transformer_cluster", "table");
 }
 
 }  // namespace mvk
