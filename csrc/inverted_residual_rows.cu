@@ -65,11 +65,32 @@ int visit_config(int stride, int in_channels, int out_channels, const Visit& vis
   return visit_config<T>(stride, in_channels, out_channels, visit, std::make_integer_sequence<int, kServedCount>{});
 }
 
+// Dealt: shared memory of a block.
+template <class Config>
+int dealt_bytes(int chunks, int warps) {
+  const int old_rows = ceil_div(chunks, warps) * Config::kWindowBytes;
+  return chunks * Config::kRecord.bytes + warps * (old_rows + Config::kPartialBytes);
+}
+
 // Warps of a block beside the weights in `limit` bytes, the same number on each of an SM's four schedulers; 0: too few.
 template <class Config>
 int block_warps(int chunks, int limit) {
   const int fit = (limit - chunks * Config::kRecord.bytes) / (chunks * Config::kWindowBytes) / 4 * 4;
   return fit < kMinWarps ? 0 : fit < Config::kMaxWarps ? fit : Config::kMaxWarps;
+}
+
+// Whether there is a kernel that deals: narrower shapes have fewer chunks than warps.
+template <class Config>
+constexpr bool kCanBeDealt = Config::kInChannels >= 32;
+
+// Dealt: warps of a block, at most 8, each with the same number of chunks or one fewer; 0: it does not fit, or a warp
+// would have all chunks but a few anyway.
+template <class Config>
+int dealt_warps(int chunks, int limit) {
+  constexpr int kMost = 8;
+  if (!kCanBeDealt<Config> || chunks < kMost) return 0;
+  const int warps = ceil_div(chunks, ceil_div(chunks, kMost));
+  return dealt_bytes<Config>(chunks, warps) <= limit ? warps : 0;
 }
 
 // Output rows of a segment. More segments fill the last round of the warps better, and each costs a filling step, which
@@ -92,7 +113,7 @@ int choose_segment_rows(int strips, int out_height, int rows_a_step, int warps) 
   return best_steps * rows_a_step;
 }
 
-template <class Config>
+template <class Config, bool kDealt>
 Status launch_config(const InvertedResidualArguments& a, Stream stream) {
   using T = typename Config::Type;
   const std::int64_t in_pixels = std::int64_t{a.batch} * a.height * a.width;
@@ -109,11 +130,16 @@ Status launch_config(const InvertedResidualArguments& a, Stream stream) {
   params.y =
       Global<T>(static_cast<T*>(a.y), std::int64_t{a.batch} * params.out_height * params.out_width * a.out_channels);
   params.chunks = chunks;
-  params.block_warps = block_warps<Config>(chunks, shared_memory_limit());
+  const int limit = shared_memory_limit();
+  params.block_warps = kDealt ? dealt_warps<Config>(chunks, limit) : block_warps<Config>(chunks, limit);
+  if (params.block_warps == 0) {
+    return fail(Status::kUnsupported, "inverted_residual: %d → %d → %d channels at stride %d cannot be dealt to warps",
+                a.in_channels, a.hidden_channels, a.out_channels, a.stride);
+  }
   params.strips = ceil_div(a.batch * (params.out_width + 1) - 1, Config::kStripOutputs);
   const int multiprocessors = multiprocessor_count();
-  params.segment_rows =
-      choose_segment_rows(params.strips, params.out_height, Config::kOutRows, params.block_warps * multiprocessors);
+  params.segment_rows = choose_segment_rows(params.strips, params.out_height, Config::kOutRows,
+                                            kDealt ? multiprocessors : params.block_warps * multiprocessors);
   params.items = params.strips * ceil_div(params.out_height, params.segment_rows);
   params.blocks = params.items < multiprocessors ? params.items : multiprocessors;
   params.residual = a.residual;
@@ -121,8 +147,9 @@ Status launch_config(const InvertedResidualArguments& a, Stream stream) {
   shape.blocks_x = params.blocks;
   shape.blocks_y = 1;
   shape.threads = 32 * params.block_warps;
-  shape.shared_bytes = chunks * (Config::kRecord.bytes + params.block_warps * Config::kWindowBytes);
-  return launch<inverted_residual_rows_kernel<Config>>("inverted_residual_rows", shape, stream, params);
+  shape.shared_bytes = kDealt ? dealt_bytes<Config>(chunks, params.block_warps)
+                              : chunks * (Config::kRecord.bytes + params.block_warps * Config::kWindowBytes);
+  return launch<inverted_residual_rows_kernel<Config, kDealt>>("inverted_residual_rows", shape, stream, params);
 }
 
 }  // namespace
@@ -137,8 +164,24 @@ int inverted_residual_rows_shared_bytes(int in_channels, int hidden_channels, in
   });
 }
 
+int inverted_residual_rows_dealt_pixels(int in_channels, int hidden_channels, int out_channels, int stride, int limit) {
+  return visit_config<Half>(stride, in_channels, out_channels, [&](auto config) {
+    using Config = decltype(config);
+    const int chunks = ceil_div(hidden_channels, Config::kChunk);
+    const int warps = block_warps<Config>(chunks, limit);
+    if (warps == 0 || dealt_warps<Config>(chunks, limit) == 0) return 0;
+    return warps * Config::kStripOutputs * Config::kOutRows / 4;
+  });
+}
+
 Status inverted_residual_rows(const InvertedResidualArguments& a, Stream stream) {
-  const auto launch_it = [&](auto config) { return static_cast<int>(launch_config<decltype(config)>(a, stream)); };
+  const auto launch_it = [&](auto config) {
+    using Config = decltype(config);
+    if constexpr (kCanBeDealt<Config>) {
+      if (a.dealt) return static_cast<int>(launch_config<Config, true>(a, stream));
+    }
+    return static_cast<int>(launch_config<Config, false>(a, stream));
+  };
   return static_cast<Status>(a.bfloat16 ? visit_config<BFloat16>(a.stride, a.in_channels, a.out_channels, launch_it)
                                         : visit_config<Half>(a.stride, a.in_channels, a.out_channels, launch_it));
 }

@@ -32,6 +32,13 @@
 // an output pixel is computed from, and in which order, depends neither on strip nor segment: results are bitwise the
 // same at every batch size.
 //
+// Dealt (kDealt): a few images are too few strips and segments to fill a GPU, and a warp's walk over all hidden
+// channels is what they wait for. Then a block takes one item at a time, all of its warps the same strip and rows, and
+// warp w the chunks w, w + warps, …: a fraction of the walk. Their sums meet in shared memory after each step, added up
+// in the order of the warps; the (tile, pair of n-tiles) number i of a step is added up and stored by warp i % warps.
+// Two barriers a step; weights, x and the filling steps as before. Bitwise the same at every place and batch size too,
+// but not the same as undealt.
+//
 // Output channels are reordered when the weights are packed (mobilevit_kernels/native/inverted_residual.py), so that
 // lane t stores 4 neighbouring channels 4t … 4t+3 of 16: whole sectors, straight from registers.
 //
@@ -83,8 +90,9 @@ struct InvertedResidualRowsConfig {
   static constexpr int kOutColumnTiles = kOutChannels / 8;  // n8 tiles of the project product
   static constexpr int kOutPairs = ceil_div(kOutChannels, 16);
   static constexpr InvertedResidualRecord kRecord = inverted_residual_record(kInChannels, kChunk, kOutChannels);
-  static constexpr int kWindowVectors = kOldRows * kLaneColumns / 4;  // 16-byte vectors a lane for 8 hidden channels
-  static constexpr int kWindowBytes = 2 * kWindowVectors * 512;       // of a warp for a chunk
+  static constexpr int kWindowVectors = kOldRows * kLaneColumns / 4;     // 16-byte vectors a lane for 8 hidden channels
+  static constexpr int kWindowBytes = 2 * kWindowVectors * 512;          // of a warp for a chunk
+  static constexpr int kPartialBytes = kOutTiles * 2 * kOutPairs * 512;  // dealt: the sums of a warp
 
   static_assert(kStepRows >= 2 && kStepRows % kStride == 0, "a step makes whole output rows and leaves its old rows");
   static_assert(kStride == 1 || kColumnTiles % 2 == 0, "at stride 2 two m-tiles of input columns give one of outputs");
@@ -108,7 +116,7 @@ struct InvertedResidualRowsParams {
   bool residual;
 };
 
-template <class Config>
+template <class Config, bool kDealt>
 __global__ void __launch_bounds__(32 * Config::kMaxWarps, 1)
     inverted_residual_rows_kernel(const InvertedResidualRowsParams<typename Config::Type> params) {
   using T = typename Config::Type;
@@ -127,9 +135,12 @@ __global__ void __launch_bounds__(32 * Config::kMaxWarps, 1)
   constexpr int kRecordCount = kRecord.bytes / 2;  // elements
   const int weight_count = params.chunks * kRecordCount;
   const Shared<T> weights = shared_region<T>("weights", 0, weight_count);
-  const Shared<T> old_rows =
-      shared_region<T>("old rows", weight_count * 2 + warp * params.chunks * Config::kWindowBytes,
-                       params.chunks * (Config::kWindowBytes / 2));
+  // Of the chunks, those that this warp takes.
+  const int first_chunk = kDealt ? warp : 0;
+  const int chunk_step = kDealt ? params.block_warps : 1;
+  const int warp_chunks = kDealt ? ceil_div(params.chunks, params.block_warps) : params.chunks;
+  const Shared<T> old_rows = shared_region<T>("old rows", weight_count * 2 + warp * warp_chunks * Config::kWindowBytes,
+                                              warp_chunks * (Config::kWindowBytes / 2));
   for (int i = thread_index() * 8; i < weight_count; i += params.block_warps * 32 * 8) {
     copy_async_16(weights, i, params.weights, i);
   }
@@ -248,7 +259,8 @@ __global__ void __launch_bounds__(32 * Config::kMaxWarps, 1)
   // the next lane group holds. keep_rows() leaves behind what the next step's window begins with.
   Pair<T> window[Config::kWindowRows][Config::kWindowColumns];
   const auto vector_of = [&](int chunk, int q, int v) {
-    return (((chunk * 2 + q) * Config::kWindowVectors + v) * 32 + lane) * 8;
+    const int own = kDealt ? chunk / params.block_warps : chunk;
+    return (((own * 2 + q) * Config::kWindowVectors + v) * 32 + lane) * 8;
   };
   const auto fill_window = [&](int chunk, int q) {
 #pragma unroll
@@ -385,7 +397,9 @@ __global__ void __launch_bounds__(32 * Config::kMaxWarps, 1)
 #pragma unroll
     for (int pair = 0; pair < Config::kOutPairs; ++pair) {
       Floats4 bias{};
-      if (pair < kFullPairs) {
+      if (kDealt && warp != 0) {
+        // Of a step's sums only the first warp's begin with the bias, and with the residual.
+      } else if (pair < kFullPairs) {
         bias = params.bias.template load<Floats4>(pair * 16 + 4 * t);
       } else {
         const Floats2 two = params.bias.template load<Floats2>(pair * 16 + 2 * t);
@@ -418,20 +432,63 @@ __global__ void __launch_bounds__(32 * Config::kMaxWarps, 1)
       add_pair(sums[tile][2 * kFullPairs], j, params.x.template load<Pair<T>>(offset + kFullPairs * 16 + 2 * t).bits);
     }
   };
-  const auto store_output = [&](int tile, int j, std::int64_t offset) {
-    const auto rounded = [&](int n) {
-      return make_pair<T>(sums[tile][n].value[2 * j], sums[tile][n].value[2 * j + 1]);
-    };
-#pragma unroll
-    for (int pair = 0; pair < kFullPairs; ++pair) {
-      const Words2 channels{{rounded(2 * pair).bits, rounded(2 * pair + 1).bits}};
-      params.y.store(offset + pair * 16 + 4 * t, channels);
+  const auto store_pair = [&](const FragmentC& first, const FragmentC& second, int pair, int j, std::int64_t offset) {
+    const auto rounded = [&](const FragmentC& sum) { return make_pair<T>(sum.value[2 * j], sum.value[2 * j + 1]); };
+    if (pair < kFullPairs) {
+      params.y.store(offset + pair * 16 + 4 * t, Words2{{rounded(first).bits, rounded(second).bits}});
+    } else {
+      params.y.store(offset + pair * 16 + 2 * t, rounded(first));
     }
-    if constexpr (kHalfPair) params.y.store(offset + kFullPairs * 16 + 2 * t, rounded(2 * kFullPairs));
+  };
+  const auto store_output = [&](int tile, int j, std::int64_t offset) {
+#pragma unroll
+    for (int pair = 0; pair < Config::kOutPairs; ++pair) {
+      store_pair(sums[tile][2 * pair], sums[tile][2 * pair + (pair < kFullPairs ? 1 : 0)], pair, j, offset);
+    }
   };
 
-  for (int item = warp * params.blocks + block_index_x(); item < params.items;
-       item += params.block_warps * params.blocks) {
+  // Dealt: the sums of all warps of the block, added up and stored, each (tile, pair) by one warp.
+  const int partial_begin = weight_count * 2 + params.block_warps * warp_chunks * Config::kWindowBytes;
+  const auto store_dealt = [&](int first_row, int end_row) {
+    const Shared<float> partial =
+        shared_region<float>("partial", partial_begin, params.block_warps * (Config::kPartialBytes / 4));
+    const auto slot_of = [&](int of_warp, int tile, int n) {
+      return ((of_warp * Config::kOutTiles + tile) * 2 * Config::kOutPairs + n) * 128 + lane * 4;
+    };
+#pragma unroll
+    for (int tile = 0; tile < Config::kOutTiles; ++tile) {
+#pragma unroll
+      for (int n = 0; n < Config::kOutColumnTiles; ++n) {
+        const FragmentC& sum = sums[tile][n];
+        partial.store(slot_of(warp, tile, n), Floats4{{sum.value[0], sum.value[1], sum.value[2], sum.value[3]}});
+      }
+    }
+    sync_block();
+#pragma unroll
+    for (int tile = 0; tile < Config::kOutTiles; ++tile) {
+#pragma unroll
+      for (int pair = 0; pair < Config::kOutPairs; ++pair) {
+        if ((tile * Config::kOutPairs + pair) % params.block_warps != warp) continue;
+        FragmentC total[2] = {FragmentC{{0.0f, 0.0f, 0.0f, 0.0f}}, FragmentC{{0.0f, 0.0f, 0.0f, 0.0f}}};
+        for (int of_warp = 0; of_warp < params.block_warps; ++of_warp) {
+#pragma unroll
+          for (int n = 0; n < 2 && 2 * pair + n < Config::kOutColumnTiles; ++n) {
+            const Floats4 part = partial.template load<Floats4>(slot_of(of_warp, tile, 2 * pair + n));
+#pragma unroll
+            for (int i = 0; i < 4; ++i) total[n].value[i] += part.value[i];
+          }
+        }
+        for_each_output(first_row, end_row, [&](int of_tile, int j, std::int64_t offset) {
+          if (of_tile == tile) store_pair(total[0], total[1], pair, j, offset);
+        });
+      }
+    }
+    sync_block();  // the sums of the next step come in the same place
+  };
+
+  const int first_item = kDealt ? block_index_x() : warp * params.blocks + block_index_x();
+  const int item_step = kDealt ? params.blocks : params.block_warps * params.blocks;
+  for (int item = first_item; item < params.items; item += item_step) {
     const int segment = item / params.strips;
     take_strip(item - segment * params.strips);
     const int begin_row = segment * params.segment_rows;
@@ -441,7 +498,7 @@ __global__ void __launch_bounds__(32 * Config::kMaxWarps, 1)
     // one.
     int in_row = kStride * begin_row + Config::kOldRows - 1 - kStepRows;
     load_x(in_row);
-    for (int chunk = 0; chunk < params.chunks; ++chunk) {
+    for (int chunk = first_chunk; chunk < params.chunks; chunk += chunk_step) {
       if (in_row + kStepRows > 0) {
         expand(chunk * kRecordCount, in_row, kStepRows - Config::kOldRows);
       } else {
@@ -455,9 +512,9 @@ __global__ void __launch_bounds__(32 * Config::kMaxWarps, 1)
       load_x(in_row);
       start_sums();
       if constexpr (kStride == 1 && Config::kInChannels == Config::kOutChannels) {
-        if (params.residual) for_each_output(row, end_row, add_residual);
+        if (params.residual && (!kDealt || warp == 0)) for_each_output(row, end_row, add_residual);
       }
-      for (int chunk = 0; chunk < params.chunks; ++chunk) {
+      for (int chunk = first_chunk; chunk < params.chunks; chunk += chunk_step) {
         const int record = chunk * kRecordCount;
         expand(record, in_row, 0);
         Pair<T> taps[20];
@@ -470,7 +527,11 @@ __global__ void __launch_bounds__(32 * Config::kMaxWarps, 1)
         }
         project(record);
       }
-      for_each_output(row, end_row, store_output);
+      if constexpr (kDealt) {
+        store_dealt(row, end_row);
+      } else {
+        for_each_output(row, end_row, store_output);
+      }
     }
   }
 }

@@ -27,6 +27,7 @@ void visit_fields(InvertedResidualArguments& a, Visit&& visit) {
   visit("dilation", a.dilation);
   visit("chunk", a.chunk);
   visit("residual", a.residual);
+  visit("dealt", a.dealt);
   visit("bfloat16", a.bfloat16);
 }
 

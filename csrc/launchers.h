@@ -17,6 +17,7 @@ struct InvertedResidualArguments {
   int stride, dilation;
   int chunk;  // hidden channels a step, 32 or 64: what the weights are packed for
   bool residual;
+  bool dealt;     // the row kernel deals the hidden channels to the warps of a block: for few pixels
   bool bfloat16;  // else float16
 };
 
@@ -28,6 +29,10 @@ Status inverted_residual_rows(const InvertedResidualArguments& arguments, Stream
 // Dynamic shared memory of a block of the row kernel where a block may have `limit` bytes; 0: it does not serve this
 // shape there.
 int inverted_residual_rows_shared_bytes(int in_channels, int hidden_channels, int out_channels, int stride, int limit);
+
+// Up to how many output pixels a multiprocessor the row kernel had better deal the hidden channels to a block's warps;
+// 0: it cannot.
+int inverted_residual_rows_dealt_pixels(int in_channels, int hidden_channels, int out_channels, int stride, int limit);
 
 // Dynamic shared memory of a block of the tile kernel, in bytes.
 int inverted_residual_shared_bytes(int in_channels, int out_channels, int stride, int chunk);

@@ -144,6 +144,11 @@ class CudaLibrary:
         needed: int = getattr(self.extension, f"{stage}_shared_bytes")(*sizes)
         return needed
 
+    def dealt_pixels(self, *sizes: int) -> int:
+        """Output pixels a multiprocessor up to which the inverted residual's row kernel deals hidden channels."""
+        pixels: int = self.extension.inverted_residual_rows_dealt_pixels(*sizes)
+        return pixels
+
     def shared_limit(self, device: torch.device) -> int:
         """Shared memory that a block may have on ``device``, in bytes."""
         properties: Any = torch.cuda.get_device_properties(device)  # stubs differ between torch releases

@@ -294,7 +294,19 @@ def test_own_model_keeps_its_normalize() -> None:
         (torch.zeros(1, 64, 64, 3, dtype=torch.uint8), TypeError, "integer images need normalize"),
         (torch.zeros(1, 3, 64, 64, dtype=torch.complex64), TypeError, "complex64"),
     ],
-    ids=str,
+    ids=[
+        "number",
+        "path",
+        "dict",
+        "no batches",
+        "no images",
+        "pairs",
+        "3-D",
+        "3-D batch",
+        "channels",
+        "uint8",
+        "complex",
+    ],  # fmt: skip
 )
 def test_bad_images_name_the_argument(wrong: object, error: type[Exception], message: str) -> None:
     stock = stock_model("timm", "mobilevit_xxs")

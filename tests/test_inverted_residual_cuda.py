@@ -13,6 +13,7 @@ from conftest import backend_params, skip_unless_available
 import mobilevit_kernels as mvk
 from mobilevit_kernels import native, simt, verify
 from mobilevit_kernels.native import inverted_residual
+from mobilevit_kernels.native.launches import map_slot
 from mobilevit_kernels.packed import Packed
 from mobilevit_kernels.simt import SimulatorFault
 from mobilevit_kernels.verify import StageCase
@@ -62,7 +63,9 @@ def test_general_shapes(case, dtype, backend, device) -> None:
     check(case, backend, dtype, device)
 
 
-ROWS = "rows"  # the row kernel; a number: the tile kernel with chunks of that many hidden channels
+# The row kernel, each warp for itself, or hidden channels dealt to a block's warps. A number: the tile kernel with
+# chunks of that many hidden channels.
+ROWS, DEALT = "rows", "dealt"
 SMALL, LARGE = inverted_residual.SMALL_CHUNK, inverted_residual.LARGE_CHUNK
 
 
@@ -70,14 +73,26 @@ def launch(case: StageCase, kernel: int | str, x: torch.Tensor | None = None, dt
     """The stage on the simulator by one of its kernels."""
     own, weights, options = case.build()
     x = (own if x is None else x).to(dtype).contiguous(memory_format=torch.channels_last)
-    if kernel == ROWS:
+    if kernel in (ROWS, DEALT):
         assert options["stride"] in inverted_residual.row_strides("simt", case.sizes, x.device)
         rows, chunk = inverted_residual.pack_rows(weights, dtype), LARGE
     else:
         rows, chunk = torch.empty(0, dtype=dtype), kernel
     tensors = (inverted_residual.pack_chunks(weights, dtype, chunk), weights.project_bias, rows)
     packed = Packed("inverted_residual", "simt", dtype, x.device, tensors, case.sizes)
-    return inverted_residual.run(x, packed, **{"stride": 1, "dilation": 1, "residual": False, **options})
+    with form(kernel):
+        return inverted_residual.run(x, packed, **{"stride": 1, "dilation": 1, "residual": False, **options})
+
+
+@contextlib.contextmanager
+def form(kernel: int | str, backend: str = "simt") -> Iterator[None]:
+    """Makes the row kernel deal hidden channels, or not, whatever the number of pixels."""
+    library = native.library(backend)
+    library.multiprocessors = lambda device: 1_000_000 if kernel == DEALT else 0  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del library.multiprocessors
 
 
 @contextlib.contextmanager
@@ -94,6 +109,8 @@ SILENT = [
       for s in (1, 2) for k in (SMALL, LARGE)),
     (StageCase("inverted_residual", (24, 48, 24), (1, 24, 7, 18), {"stride": 1, "residual": True}), ROWS),
     (StageCase("inverted_residual", (16, 32, 24), (1, 16, 7, 18), {"stride": 2}), ROWS),
+    (StageCase("inverted_residual", (48, 136, 48), (1, 48, 7, 18), {"stride": 1, "residual": True}), DEALT),
+    (StageCase("inverted_residual", (32, 128, 64), (1, 32, 7, 18), {"stride": 2}), DEALT),
 ]  # fmt: skip
 
 
@@ -122,6 +139,56 @@ def test_the_row_kernel_serves_the_large_maps() -> None:
     for sizes, stride, _ in PUBLISHED:
         served = stride in inverted_residual.row_strides("simt", sizes, torch.device("cpu"))
         assert served == (sizes[0] < 80), sizes
+
+
+def test_dealing_is_for_few_pixels() -> None:
+    skip_unless_available("simt")
+    for sizes, stride, _ in SERVED_BY_ROWS:
+        packed = mvk.pack(StageCase("inverted_residual", sizes, (1, sizes[0], 4, 4)).build()[1], backend="simt",
+                          dtype=torch.float16)  # fmt: skip
+        pixels = inverted_residual.dealt_pixels(packed, stride)
+        assert (pixels > 0) == (sizes[1] >= 128), sizes
+        # On 132 multiprocessors: from one image on 64 × 64 pixels to four on 32 × 32.
+        assert pixels == 0 or 3900 <= pixels <= 13000, sizes
+        options = {"stride": stride, "dilation": 1, "residual": False}
+        for batch, dealt in ((pixels // 4, True), (pixels // 4 + 1, False)):
+            if batch:
+                x = map_slot(batch, sizes[0], 2 * stride, 2 * stride, torch.float16)
+                (call,) = inverted_residual.launches(x, packed, **options)
+                assert call.sizes["dealt"] == (dealt and pixels > 0)
+        assert (f"{pixels} output pixels" in inverted_residual.variant(packed)) == (pixels > 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+@pytest.mark.parametrize("kernel", [ROWS, DEALT])
+@pytest.mark.parametrize(("sizes", "stride", "residual"), [c for c in SERVED_BY_ROWS if c[0][1] >= 128], ids=str)
+@on_kernels
+def test_both_forms_on_published_shapes(sizes, stride, residual, kernel, dtype, backend, device) -> None:
+    skip_unless_available(backend)
+    case = StageCase("inverted_residual", sizes, (2, sizes[0], 9, 17), {"stride": stride, "residual": residual})
+    with form(kernel, backend):
+        assert verify.check_stage(case, backend, dtype, device).passed
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+@pytest.mark.parametrize(
+    ("sizes", "stride", "shape"),
+    [((48, 136, 48), 1, (3, 48, 6, 9)), ((64, 256, 64), 1, (2, 64, 4, 15)), ((32, 144, 48), 2, (3, 32, 9, 11))],
+    ids=str,
+)
+def test_dealt_by_any_cut(sizes, stride, shape, dtype) -> None:
+    """Strips, segments, blocks and neighbours in the batch change nothing, bit for bit; and hardly anything undealt."""
+    skip_unless_available("simt")
+    case = StageCase("inverted_residual", sizes, shape, {"stride": stride, "residual": stride == 1})
+    x = case.build()[0].to(dtype)
+    whole = launch(case, DEALT, dtype=dtype)
+    for count in (2, 132):
+        with multiprocessors(count):
+            assert torch.equal(launch(case, DEALT, dtype=dtype), whole), f"{count} multiprocessors"
+    assert torch.equal(launch(case, DEALT, x[1:], dtype), whole[1:])
+    assert torch.equal(launch(case, DEALT, x[:1], dtype), whole[:1])
+    undealt = launch(case, ROWS, dtype=dtype)
+    assert (whole - undealt).norm() <= 2 * torch.finfo(dtype).eps * undealt.norm()
 
 
 # The row kernel serves these shapes in test_published_shapes; here the tile kernel does.

@@ -57,6 +57,10 @@ int mvk_inverted_residual_rows_shared_bytes(int in_channels, int hidden_channels
                                             int limit) {
   return inverted_residual_rows_shared_bytes(in_channels, hidden_channels, out_channels, stride, limit);
 }
+int mvk_inverted_residual_rows_dealt_pixels(int in_channels, int hidden_channels, int out_channels, int stride,
+                                            int limit) {
+  return inverted_residual_rows_dealt_pixels(in_channels, hidden_channels, out_channels, stride, limit);
+}
 int mvk_inverted_residual(const InvertedResidualArguments* arguments) {
   return guarded([&] { return inverted_residual(*arguments, Stream{}); });
 }

@@ -8,6 +8,7 @@ neither stride nor dilation, so they are packed for both.
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import torch
 from torch import Tensor
@@ -146,6 +147,7 @@ def launches(x: Slot, packed: Packed, *, stride: int, dilation: int, residual: b
     records, bias, row_records = packed.tensors
     in_channels, hidden_channels, out_channels = packed.sizes
     batch, _, height, width = x.shape
+    out_height, out_width = (height - 1) // stride + 1, (width - 1) // stride + 1
     sizes = {
         "batch": batch,
         "height": height,
@@ -157,9 +159,10 @@ def launches(x: Slot, packed: Packed, *, stride: int, dilation: int, residual: b
         "dilation": dilation,
         "chunk": records.shape[2],
         "residual": residual,
+        "dealt": out_height * out_width * batch <= dealt_pixels(packed, stride) and dilation == 1,
     }
     inputs: dict[str, Tensor | Slot] = {"x": x, "weights": records, "row_weights": row_records, "bias": bias}
-    y = map_slot(batch, out_channels, (height - 1) // stride + 1, (width - 1) // stride + 1, x.dtype)
+    y = map_slot(batch, out_channels, out_height, out_width, x.dtype)
     return [Launch("inverted_residual", inputs, y, sizes, x.dtype)]
 
 
@@ -170,11 +173,35 @@ def run(x: Tensor, packed: Packed, *, stride: int, dilation: int, residual: bool
     return execute(packed.backend, calls, {slot: native.aligned(x)})
 
 
+@functools.lru_cache(maxsize=256)
+def _dealt_pixels(backend: str, sizes: tuple[int, ...], stride: int, limit: int) -> int:
+    return native.library(backend).dealt_pixels(*sizes, stride, limit)
+
+
+def dealt_pixels(packed: Packed, stride: int) -> int:
+    """Output pixels of a batch up to which the row kernel deals the hidden channels to the warps of a block.
+
+    Up to there less than a quarter of the GPU's warps would have a strip of their own, and each would walk over all
+    hidden channels alone: by the number of instructions, and three clocks each where a warp is alone, dealing ends
+    sooner for all published shapes. Reasoned, not measured.
+    """
+    if packed.tensors[2].numel() == 0:  # not served by the row kernel
+        return 0
+    library = native.library(packed.backend)
+    pixels = _dealt_pixels(packed.backend, packed.sizes, stride, library.shared_limit(packed.device))
+    return pixels * library.multiprocessors(packed.device)
+
+
 def variant(packed: Packed) -> str:
-    """Which kernel serves; it depends on channels, stride and dilation, not on the batch (short of 2³¹ pixels)."""
+    """Which kernel serves: by channels, stride and dilation (short of 2³¹ pixels), its form by the pixels too."""
     chunk = packed.tensors[0].shape[2]
     tiles = f"{'large' if chunk == LARGE_CHUNK else 'small'} tiles, {chunk} hidden channels a step"
     strides = row_strides(packed.backend, packed.sizes, packed.device) if packed.tensors[2].numel() else []
     if not strides:
         return f"fused, {tiles}"
-    return f"fused, sliding rows at stride {' and '.join(map(str, strides))} without dilation; else {tiles}"
+    rows = f"sliding rows at stride {' and '.join(map(str, strides))} without dilation"
+    dealt = [(stride, dealt_pixels(packed, stride)) for stride in strides]
+    texts = [f"{pixels} output pixels at stride {stride}" for stride, pixels in dealt if pixels]
+    if texts:
+        rows += f" (hidden channels dealt to the warps of a block up to {', '.join(texts)})"
+    return f"fused, {rows}; else {tiles}"

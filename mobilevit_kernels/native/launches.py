@@ -118,6 +118,9 @@ class Library(Protocol):
     def shared_bytes(self, stage: str, *sizes: int) -> int:
         """Shared memory of a block in bytes."""
 
+    def dealt_pixels(self, *sizes: int) -> int:
+        """Output pixels a multiprocessor up to which the inverted residual's row kernel deals hidden channels."""
+
     def shared_limit(self, device: torch.device) -> int:
         """Shared memory that a block may have, in bytes."""
 

@@ -92,7 +92,7 @@ _ARGUMENTS: dict[str, Any] = {
         "InvertedResidualArguments",
         (_POINTER, "x weights row_weights bias y"),
         (_INT, "batch height width in_channels hidden_channels out_channels stride dilation chunk"),
-        (_BOOL, "residual bfloat16"),
+        (_BOOL, "residual dealt bfloat16"),
     ),
     "transformer": _structure(
         "TransformerArguments",
@@ -226,6 +226,11 @@ class SimtLibrary:
         """Shared memory of a block in bytes."""
         needed: int = getattr(self._library, f"mvk_{stage}_shared_bytes")(*sizes)
         return needed
+
+    def dealt_pixels(self, *sizes: int) -> int:
+        """Output pixels a multiprocessor up to which the inverted residual's row kernel deals hidden channels."""
+        pixels: int = self._library.mvk_inverted_residual_rows_dealt_pixels(*sizes)
+        return pixels
 
     def shared_limit(self, device: torch.device) -> int:
         """Shared memory that a simulated block may have, in bytes: that of sm_90 unless set otherwise."""
