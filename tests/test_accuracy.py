@@ -298,15 +298,15 @@ def test_own_model_keeps_its_normalize() -> None:
         "number",
         "path",
         "dict",
-        "no batches",
-        "no images",
+        "no_batches",
+        "no_images",
         "pairs",
         "3-D",
-        "3-D batch",
+        "3-D_batch",
         "channels",
         "uint8",
         "complex",
-    ],  # fmt: skip
+    ],
 )
 def test_bad_images_name_the_argument(wrong: object, error: type[Exception], message: str) -> None:
     stock = stock_model("timm", "mobilevit_xxs")

@@ -14,6 +14,7 @@ from mobilevit_kernels.verify import StageCase
 CASES = [
     StageCase("inverted_residual", (24, 40, 24), (2, 24, 19, 11), {"residual": True}),
     StageCase("inverted_residual", (24, 40, 48), (3, 24, 9, 11), {"stride": 2}),
+    StageCase("inverted_residual", (48, 136, 48), (2, 48, 7, 18), {"residual": True}),  # dealt to the warps of a block
     StageCase("inverted_residual", (40, 72, 104), (1, 40, 17, 9), {"stride": 2}),
     StageCase("inverted_residual", (16, 32, 24), (1, 16, 9, 8), {"dilation": 3}),
     StageCase("transformer", (24, 80, 40, 1, 24), (2, 24, 6, 10), {"num_heads": 4}),

@@ -51,11 +51,11 @@ def short_name(mangled: str) -> str:
     if tile := re.search(r"InvertedResidualConfigI\w+?Li(\d+)ELi(\d+)ELb([01])E", mangled):
         stride, tiles, large = tile.groups()
         return f"inverted_residual {dtype} stride {stride}, {tiles} tiles, {'large' if large == '1' else 'small'}"
-    if config := re.search(r"InvertedResidualRowsConfigI\w+?" + r"Li(\d+)E" * 6, mangled):
-        stride, in_channels, out_channels, tiles, step_rows, warps = config.groups()
+    if config := re.search(r"InvertedResidualRowsConfigI\w+?" + r"Li(\d+)E" * 6 + r"ELb([01])E", mangled):
+        stride, in_channels, out_channels, tiles, step_rows, warps, dealt = config.groups()
         return (
             f"inverted_residual_rows {dtype} stride {stride}, {in_channels} → {out_channels}, "
-            f"{step_rows} × {16 * int(tiles)} pixels, {warps} warps"
+            f"{step_rows} × {16 * int(tiles)} pixels, {warps} warps{', dealt' if dealt == '1' else ''}"
         )
     if config := re.search(r"TransformerConfigI\w+?Li(\d+)ELi(\d+)ELi(\d+)ELi(\d+)ELb([01])E", mangled):
         dim, head_tiles, row_tiles, warps, padded = config.groups()
