@@ -51,7 +51,7 @@ def short_name(mangled: str) -> str:
     if tile := re.search(r"InvertedResidualConfigI\w+?Li(\d+)ELi(\d+)ELb([01])E", mangled):
         stride, tiles, large = tile.groups()
         return f"inverted_residual {dtype} stride {stride}, {tiles} tiles, {'large' if large == '1' else 'small'}"
-    if config := re.search(r"InvertedResidualRowsConfigI\w+?" + r"Li(\d+)E" * 6 + r"ELb([01])E", mangled):
+    if config := re.search(r"InvertedResidualRowsConfigI\w+?" + r"Li(\d+)E" * 6 + r"E+Lb([01])E", mangled):
         stride, in_channels, out_channels, tiles, step_rows, warps, dealt = config.groups()
         return (
             f"inverted_residual_rows {dtype} stride {stride}, {in_channels} → {out_channels}, "
