@@ -204,8 +204,7 @@ class Engine:
 
     def _run(self, network: MobileViT, x: Tensor, options: dict[str, Any], keep: bool) -> list[Tensor]:
         """By the plan where there can be one. ``keep``: in the stream's workspace, else in memory of its own."""
-        hooked = [stage for stage in network.stages() if stage._forward_hooks or stage._forward_pre_hooks]
-        if self._backend is None or hooked:  # hooks see every stage with its tensors
+        if self._backend is None or network.has_hooks():
             return network.run(x, **options)
         image = network.prepare(x)
         planned = self._planned(network, image, options)

@@ -41,6 +41,10 @@ def check_mode(module: nn.Module) -> None:
         )
 
 
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
 class _Block(nn.Module):
     """A drop-in block: takes and returns a map in the caller's dtype, computes in its own."""
 
@@ -286,6 +290,7 @@ class MobileViT(nn.Module):
         self.engine = Engine(automatic=graph)
         # Not as a module list: they are registered where they stand.
         self.__dict__["_stages"] = [module for module in self.modules() if isinstance(module, Stage)]
+        self.__dict__["_blocks_and_stages"] = [m for m in self.modules() if isinstance(m, Stage | _Block)]
         self.training = False
 
     @classmethod
@@ -369,6 +374,10 @@ class MobileViT(nn.Module):
         stages: list[Stage[Any]] = self.__dict__["_stages"]
         return stages
 
+    def has_hooks(self) -> bool:
+        """Whether a block or a stage has forward hooks, which see each of them with its tensors."""
+        return any(_has_hooks(module) for module in self.__dict__["_blocks_and_stages"])
+
     def prepare(self, x: Tensor) -> Tensor:
         """Images that :func:`check_images` has passed, as the CUDA kernels read them.
 
@@ -402,7 +411,7 @@ class MobileViT(nn.Module):
             outputs.append(x)
         for i, layer in enumerate(self._blocks(), start=1):
             for block in layer:
-                x = block.run(x)
+                x = block(x) if _has_hooks(block) else block.run(x)
             if i in taps:
                 outputs.append(x)
         if self.head is not None:

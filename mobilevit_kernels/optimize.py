@@ -25,7 +25,7 @@ def check_dtype(dtype: object) -> None:
     """Raises unless ``dtype`` is None or one the backends compute in."""
     allowed = (None, torch.float16, torch.bfloat16, torch.float32, torch.float64)
     if dtype not in allowed:
-        raise ValueError(f"dtype: expected float16, bfloat16, float32, float64 or None, got {dtype!r}")
+        raise ValueError(f"dtype: expected torch.float16, bfloat16, float32, float64 or None, got {dtype!r}")
 
 
 def optimize(
@@ -139,6 +139,7 @@ def replace_blocks(model: nn.Module, dtype: torch.dtype | None = None, backend: 
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     check_dtype(dtype)
     check_name(backend)
+    before = sum(isinstance(module, InvertedResidual | MobileViTBlock) for module in model.modules())
     rows: list[Row] = []
     fresh: dict[nn.Module, nn.Module] = {}  # a block that stands in two places stays one block
     places: list[tuple[nn.Module, str, nn.Module]] = []
@@ -164,7 +165,15 @@ def replace_blocks(model: nn.Module, dtype: torch.dtype | None = None, backend: 
         rows.extend(_rows(fresh[block], path))
     for parent, child_name, replacement in places:
         setattr(parent, child_name, replacement)
-    return Report(rows, [f"{len(fresh)} blocks replaced"])
+    notes = [f"{len(fresh)} blocks replaced"]
+    if before:
+        notes.append(f"{before} blocks were replaced already; mobilevit_kernels.report(model) lists them")
+    if not rows and not before:
+        notes.append(
+            "none of MobileViT's blocks or inverted residuals was found, as timm (byobnet), transformers, ml-cvnets or "
+            "python_ref build them; other networks' inverted residuals compute something else"
+        )
+    return Report(rows, notes)
 
 
 def _module_class(spec: Any) -> Any:

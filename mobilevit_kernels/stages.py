@@ -19,6 +19,7 @@ from mobilevit_kernels.canonical import (
     TransformerWeights,
 )
 from mobilevit_kernels.ops import _dispatch
+from mobilevit_kernels.ops.stem import check_normalize
 from mobilevit_kernels.packed import Packed
 from mobilevit_kernels.plan import Recorded
 
@@ -146,6 +147,10 @@ class StemStage(Stage[StemWeights]):
     def __init__(
         self, weights: StemWeights, *, normalize: tuple[Sequence[float], Sequence[float]] | None = None, **kwargs: Any
     ) -> None:
+        channels = weights.weight.shape[1]
+        for name, values in zip(("mean", "std"), check_normalize(normalize), strict=True):
+            if values and len(values) != channels:
+                raise ValueError(f"normalize: expected {channels} values of {name}, got {len(values)}")
         super().__init__(weights, **kwargs)
         self.normalize = normalize
 

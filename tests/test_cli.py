@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -250,6 +251,36 @@ def test_bench_readme(run, tmp_path: Path) -> None:
     assert run("bench", "readme", "--path", readme, "--check")[0] == 1
     assert run("bench", "readme", "--path", readme)[:2] == (0, f"{readme}: updated\n")
     assert run("bench", "readme", "--path", readme, "--check")[:2] == (0, f"{readme}: in step\n")
+
+
+def test_demo_names_a_checkpoint_it_cannot_take(run, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("timm")
+    from stock import transformers_model
+
+    other = tmp_path / "transformers.pt"
+    torch.save(transformers_model("mobilevit_xxs").state_dict(), other)
+    readme = Path(__file__).parent.parent / "README.md"
+    for checkpoint, message in (
+        (tmp_path / "nope.safetensors", "nope.safetensors: no such checkpoint file"),
+        (readme, "README.md: is damaged, incomplete, or no file of plain tensors"),
+        (other, "--checkpoint: expected timm's weights, .*transformers.pt has those of another code base"),
+    ):
+        code, out, err = run("demo", "--model", "mobilevit_xxs", "--checkpoint", checkpoint)
+        assert (code, out) == (2, "")
+        assert len(err.splitlines()) == 1
+        assert re.search(message, err), err
+
+
+def test_labels_are_read_without_a_checkpoint_too(run, tmp_path: Path) -> None:
+    image = tmp_path / "grey.png"
+    Image.new("RGB", (64, 64), (9, 9, 9)).save(image)
+    code, _, err = run("classify", image, "--model", "mobilevit_xxs", "--labels", tmp_path / "nope.txt")
+    assert code == 2
+    assert "--labels: " in err
+    code, out, _ = run("classify", image, "--model", "mobilevit_xxs")
+    assert code == 0
+    assert str(image) in out  # in one piece, however long
 
 
 def test_demo(run, tmp_path: Path) -> None:

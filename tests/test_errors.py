@@ -213,3 +213,32 @@ def test_import_is_light() -> None:
         if took < 0.2:
             break
     assert took < 0.2
+
+
+@pytest.mark.parametrize(
+    "normalize",
+    [True, (0.5, 0.5), (("a", 0, 0), (1, 1, 1)), ((0, 0, 0), (0, 1, 1)), ((0, 0), (1, 1)), ((0, 0, 0),)],
+    ids=str,
+)
+def test_a_bad_normalize_is_refused_at_once(normalize: object) -> None:
+    with pytest.raises(ValueError, match=r"^normalize: expected "):
+        mvk.create_model("mobilevit_xxs", num_classes=3, normalize=normalize)
+
+
+def test_arrays_and_lists_are_named_without_their_values() -> None:
+    fast = mvk.create_model("mobilevit_xxs", num_classes=3)
+    x = torch.rand(2, 3, 64, 64)
+    for wrong, what in ((x.numpy(), r"ndarray of shape \(2, 3, 64, 64\)$"), ([x, x], "list ")):
+        with pytest.raises(TypeError, match=f"x: expected a tensor .*{what}") as caught:
+            fast(wrong)
+        assert len(str(caught.value)) < 250
+
+
+def test_replace_blocks_says_that_there_was_nothing() -> None:
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3))
+    assert any("none of MobileViT's blocks" in note for note in mvk.replace_blocks(network).notes)
+    import python_ref
+
+    network = torch.nn.Sequential(python_ref.InvertedResidual(16, 16)).eval()
+    assert mvk.replace_blocks(network).notes == ["1 blocks replaced"]
+    assert mvk.replace_blocks(network).notes[1].startswith("1 blocks were replaced already; ")

@@ -255,6 +255,11 @@ def test_hooks_see_every_stage_of_every_forward(backend: str, device: str) -> No
     handle.remove()
     fast(x)
     assert len(seen) == 2
+    blocks = []
+    block = fast.layers[2][1]
+    handle = block.register_forward_hook(lambda module, args, output: blocks.append(output.shape))
+    assert torch.equal(fast(x), expected)
+    assert blocks == [(1, 48, 4, 4)]
 
 
 # --- the plan inside the extension, without a GPU --------------------------------------------------------------------

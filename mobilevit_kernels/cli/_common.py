@@ -111,7 +111,8 @@ def print_table(title: str, columns: list[str], rows: Iterable[Iterable[str]]) -
     from rich.table import Table
 
     cells = [list(row) for row in rows]
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    console().print(title, markup=False, soft_wrap=True)  # a file's name in it stays in one piece
+    table = Table(box=None, pad_edge=False)
     for i, column in enumerate(columns):
         numeric = bool(cells) and all(row[i][:1].isdigit() or not row[i] for row in cells)
         table.add_column(column, justify="right" if numeric and i else "left", overflow="fold")

@@ -55,7 +55,9 @@ def classify(
     """
     where = _common.pick_device(device)
     network = make_network(model, checkpoint, backend, dtype, where)
-    names = None if checkpoint is None else class_names(labels, network.num_classes)
+    names = class_names(labels, network.num_classes)
+    if checkpoint is None:
+        names = None
     rows: list[dict[str, Any]] = []
     for path in _common.track(images, "classifying", total=len(images)):
         image = _common.read_image(path).unsqueeze(0).to(where)

@@ -15,6 +15,7 @@ import python_ref
 from mobilevit_kernels import verify as contract
 from mobilevit_kernels.bench.timing import quantile, time_interleaved
 from mobilevit_kernels.cli import _common
+from mobilevit_kernels.convert import load_network
 
 __all__ = ["demo"]
 
@@ -72,9 +73,11 @@ def demo(
     pixels = _common.read_image(path)
     x = (pixels.permute(2, 0, 1).unsqueeze(0) / 255).to(where, compute)
 
-    stock = timm.create_model(model, checkpoint_path=checkpoint or "").eval()
     if checkpoint is None:
+        stock = timm.create_model(model).eval()
         python_ref.randomize_weights(stock, seed=0)
+    else:
+        stock = _load(model, checkpoint)
     stock = stock.to(where)
     fast = mvk.optimize(stock, dtype=compute, backend=backend)
     stock_in_dtype = copy.deepcopy(stock).to(compute)
@@ -108,6 +111,24 @@ def demo(
         _show(data, checkpoint, rounds)
     if not result.passed:
         raise SystemExit(1)
+
+
+def _load(model: str, checkpoint: str) -> torch.nn.Module:
+    """timm's model with the weights of a timm file.
+
+    Raises:
+        ValueError, FileNotFoundError: no such weights, in the words of :func:`mobilevit_kernels.load`.
+    """
+    import timm
+
+    head = load_network(model, checkpoint).head
+    classes = 0 if head is None or head.fc_weight is None else head.fc_weight.shape[0]
+    try:
+        return timm.create_model(model, num_classes=classes, checkpoint_path=checkpoint).eval()
+    except RuntimeError:
+        raise ValueError(
+            f"--checkpoint: expected timm's weights, {checkpoint} has those of another code base"
+        ) from None
 
 
 def _show(data: dict[str, Any], checkpoint: str | None, rounds: int) -> None:

@@ -68,11 +68,21 @@ def check_images(
     if not integer:
         _checks.check_float(name, x)
     _checks.check_inference(name, x)
+    return check_normalize(normalize)
+
+
+def check_normalize(normalize: tuple[Sequence[float], Sequence[float]] | None) -> tuple[list[float], list[float]]:
+    """Checks a normalisation; returns mean and std as lists, empty where there is none."""
     if normalize is None:
         return [], []
     if not isinstance(normalize, tuple | list) or len(normalize) != 2:
         raise ValueError(f"normalize: expected (mean, std), got {_checks.describe(normalize)}")
-    mean, std = ([float(value) for value in values] for values in normalize)
+    try:
+        mean, std = ([float(value) for value in values] for values in normalize)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"normalize: expected (mean, std), a number for each channel in both, got {_checks.describe(normalize)}"
+        ) from None
     if not all(value > 0 for value in std):
         raise ValueError(f"normalize: expected a positive std, got {std}")
     return mean, std

@@ -51,7 +51,9 @@ def unfold_attention_fold(
     _checks.check_inference("qkv", qkv)
     _checks.check_positive("num_heads", num_heads)
     patch_height, patch_width = _checks.check_patch_size(patch_size)
-    _checks.check_divides("num_heads", 3 * num_heads, "qkv's channels", qkv.shape[1])
+    if qkv.shape[1] % 3 != 0:
+        raise ValueError(f"qkv: expected 3·D channels, got {qkv.shape[1]}")
+    _checks.check_divides("num_heads", num_heads, "D", qkv.shape[1] // 3)
     _checks.check_divides("patch_size", patch_height, "qkv's height", qkv.shape[2])
     _checks.check_divides("patch_size", patch_width, "qkv's width", qkv.shape[3])
     if scale is None:
