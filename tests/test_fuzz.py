@@ -27,7 +27,7 @@ from draws import LAYOUTS, Draw, Errors, draw, returned_dtype, run
 
 from mobilevit_kernels.verify import MAX_FLOAT32_ERROR, MAX_NETWORK_RATIO
 
-DRAWS = int(os.environ.get("MVK_FUZZ_DRAWS", "60"))
+DRAWS = int(os.environ.get("MVK_FUZZ_DRAWS", "30"))
 MAX_MEAN_RATIO = 1.05
 MAX_OUTLIER = 4.0
 REPETITIONS = (8, 16, 32, 64)

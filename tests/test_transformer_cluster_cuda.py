@@ -351,7 +351,6 @@ def test_the_report_names_the_boundaries() -> None:
         *((case_of(dim, (16, 16), patch=(1, 1)), 1_000_000) for dim in (64, 96, 144)),
         *((case_of(dim, (8, 8), patch=(1, 1)), 1_000_000) for dim in (80, 120, 192)),
         *((case_of(dim, (4, 4), patch=(1, 1)), 1_000_000) for dim in (96, 144, 240)),
-        (case_of(64, (24, 24), layers=2), 1_000_000),
         (case_of(80, (10, 8)), 1_000_000),
         (case_of(96, (4, 4), layers=2), 1_000_000),
         (case_of(96, (4, 6)), 1),
