@@ -6,10 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
-from mobilevit_kernels.native.launches import Launch, Library, Slot
+from mobilevit_kernels.native.launches import Launch, Library, Slot, call
 
 __all__ = ["ALIGNMENT", "Lifetime", "Plan", "Recorded", "Runner", "place", "run_one_by_one"]
 
@@ -148,16 +147,11 @@ class Runner(Protocol):
 def run_one_by_one(library: Library, plan: Plan, x: Tensor, workspace: Tensor, outputs: Mapping[Slot, Tensor]) -> None:
     """Runs a plan by a call a launch, each on views of the workspace."""
 
-    def tensor_of(value: Tensor | Slot) -> Tensor:
-        if isinstance(value, Tensor):
-            return value
-        if value is plan.input:
+    def tensor_of(slot: Slot) -> Tensor:
+        if slot is plan.input:
             return x
-        return outputs[value] if value in outputs else value.view(workspace, plan.offsets[value])
+        return outputs[slot] if slot in outputs else slot.view(workspace, plan.offsets[slot])
 
     for launch, begin in zip(plan.launches, plan.workspaces, strict=True):
-        inputs = {name: tensor_of(value) for name, value in launch.inputs.items()}
         own = workspace[begin : begin + launch.workspace_bytes] if launch.workspace_bytes else None
-        library.launch(
-            launch.launcher, inputs, tensor_of(launch.output), launch.sizes, launch.dtype == torch.bfloat16, own
-        )
+        call(library, launch, tensor_of, own)

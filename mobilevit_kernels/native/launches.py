@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -19,7 +19,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from mobilevit_kernels.plan import Plan, Runner
 
-__all__ = ["Launch", "Library", "Slot", "execute", "library", "map_slot", "matrix_slot"]
+__all__ = ["Launch", "Library", "Slot", "call", "execute", "library", "map_slot", "matrix_slot"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,13 +150,25 @@ def execute(backend: str, launches: Sequence[Launch], tensors: Mapping[Slot, Ten
     """
     loaded = library(backend)
     known = dict(tensors)
+    device = next(iter(known.values())).device
     for launch in launches:
-        inputs = {name: known[value] if isinstance(value, Slot) else value for name, value in launch.inputs.items()}
-        device = next(iter(inputs.values())).device
         output = known[launch.output] = launch.output.allocate(device)
         workspace = None
         if launch.workspace_bytes:
             workspace = torch.empty(launch.workspace_bytes, dtype=torch.uint8, device=device)
-        bfloat16 = launch.dtype == torch.bfloat16
-        loaded.launch(launch.launcher, inputs, output, launch.sizes, bfloat16, workspace)
+        call(loaded, launch, known.__getitem__, workspace)
     return output
+
+
+def call(library: Library, launch: Launch, tensor_of: Callable[[Slot], Tensor], workspace: Tensor | None) -> None:
+    """Calls one launcher.
+
+    Args:
+        library: whose launcher it is.
+        launch: what to call it with.
+        tensor_of: the memory of each slot.
+        workspace: the launch's own; None: it takes none.
+    """
+    inputs = {name: tensor_of(value) if isinstance(value, Slot) else value for name, value in launch.inputs.items()}
+    bfloat16 = launch.dtype == torch.bfloat16
+    library.launch(launch.launcher, inputs, tensor_of(launch.output), launch.sizes, bfloat16, workspace)
