@@ -5,8 +5,9 @@ timm and transformers are imported only here, on first use, and only for a model
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -202,12 +203,24 @@ class TransformersMobileViT(nn.Module):
 
     def capture(self, batch_size: int, height: int = 256, width: int = 256, **kwargs: Any) -> TransformersMobileViT:
         """As :meth:`mobilevit_kernels.MobileViT.capture`, of the backbone as a plain call of the model runs it."""
+        with self._plain_call():
+            self.mobilevit.capture(batch_size, height, width, **kwargs)
+        return self
+
+    def tune(self, batch_size: int, height: int = 256, width: int = 256, **kwargs: Any) -> TransformersMobileViT:
+        """As :meth:`mobilevit_kernels.MobileViT.tune`, of the backbone as a plain call of the model runs it."""
+        with self._plain_call():
+            self.mobilevit.tune(batch_size, height, width, **kwargs)
+        return self
+
+    @contextlib.contextmanager
+    def _plain_call(self) -> Iterator[None]:
+        """The backbone's default outputs are those that a plain call of this model asks for."""
         self.mobilevit._default_outputs = lambda: self._outputs(hidden_states=False)  # type: ignore[method-assign]
         try:
-            self.mobilevit.capture(batch_size, height, width, **kwargs)
+            yield
         finally:
             del self.mobilevit._default_outputs
-        return self
 
     def _match_segmentation_head(self) -> None:
         if self.segmentation_head is not None:

@@ -1,11 +1,13 @@
-"""Where the library keeps what it makes on a machine: the simulator's library, tuned launch tables."""
+"""Where the library keeps what it makes on a machine: the simulator's library, tables of what was measured."""
 
 from __future__ import annotations
 
 import os
+import re
+import tempfile
 from pathlib import Path
 
-__all__ = ["cache_folder"]
+__all__ = ["cache_folder", "slug", "table_path", "write_text"]
 
 
 def cache_folder() -> Path:
@@ -13,3 +15,30 @@ def cache_folder() -> Path:
     if "MVK_CACHE_DIR" in os.environ:
         return Path(os.environ["MVK_CACHE_DIR"])
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mobilevit_kernels"
+
+
+def slug(name: str) -> str:
+    """A device's name as a file's: ``NVIDIA H200`` → ``nvidia-h200``."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def table_path(kind: str, gpu: str) -> Path:
+    """Where the table of a GPU model is in the cache folder: ``<kind>/<model>.json``."""
+    return cache_folder() / kind / f"{slug(gpu)}.json"
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Writes a file in one step: a reader, or a killed run, sees the old content or the new, never a part."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp's own mode is private
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

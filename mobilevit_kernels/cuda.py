@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mobilevit_kernels import native
 from mobilevit_kernels.canonical import AttentionShape, StageWeights
-from mobilevit_kernels.native.launches import Slot
+from mobilevit_kernels.native.launches import Launch, Slot, call
 from mobilevit_kernels.plan import Plan, Runner
 from mobilevit_kernels.registry import Status
 
@@ -160,6 +160,12 @@ class CudaLibrary:
         count: int = torch.cuda.get_device_properties(device).multi_processor_count
         return count
 
+    def l2_bytes(self, device: torch.device) -> int:
+        """Size of the L2 cache of ``device``."""
+        properties: Any = torch.cuda.get_device_properties(device)
+        size: int = properties.L2_cache_size
+        return size
+
     def has_clusters(self, device: torch.device) -> bool:
         """Whether ``device`` has thread-block clusters, from compute capability 9.0 on, and runs code built for it."""
         architectures: str = self.extension.architectures
@@ -167,22 +173,27 @@ class CudaLibrary:
 
 
 class _CompiledPlan:
-    """A plan inside the extension: one call launches everything."""
+    """A plan inside the extension: one call launches everything, or all up to a step of another library."""
 
     # csrc/plan.h: Base
     _WORKSPACE, _INPUT, _FIRST_OUTPUT = 1, 2, 3
 
     def __init__(self, extension: Any, plan: Plan) -> None:
+        self._plan = plan
         self._outputs = tuple(dict.fromkeys(plan.outputs))
-        self._plan = extension.Plan()
+        self._parts: list[Any] = []  # what the extension launches in one call, and steps of other libraries
         for launch, begin in zip(plan.launches, plan.workspaces, strict=True):
+            if launch.function is not None:
+                self._parts.append(launch)
+                continue
+            if not self._parts or isinstance(self._parts[-1], Launch):
+                self._parts.append(extension.Plan())
             values: dict[str, Any] = {**launch.sizes, "bfloat16": launch.dtype == torch.bfloat16}
             for name, value in (*launch.inputs.items(), ("y", launch.output)):
                 values[name] = value.data_ptr() if isinstance(value, Tensor) else self._place(plan, value)
             if launch.workspace_bytes:
                 values["workspace"] = (self._WORKSPACE, begin)
-            self._plan.add(launch.launcher, values)
-        self._weights = [v for launch in plan.launches for v in launch.inputs.values() if isinstance(v, Tensor)]
+            self._parts[-1].add(launch.launcher, values)
 
     def _place(self, plan: Plan, slot: Slot) -> tuple[int, int]:
         if slot is plan.input:
@@ -194,12 +205,13 @@ class _CompiledPlan:
     def __call__(self, x: Tensor, workspace: Tensor, outputs: Mapping[Slot, Tensor]) -> None:
         """Launches on the current stream of ``x``'s device."""
         device = x.device.index
-        self._plan.run(
-            device=device,
-            stream=torch.cuda.current_stream(device).cuda_stream,
-            addresses=[workspace.data_ptr(), x.data_ptr(), *(outputs[slot].data_ptr() for slot in self._outputs)],
-            overlap=True,
-        )
+        stream = torch.cuda.current_stream(device).cuda_stream
+        addresses = [workspace.data_ptr(), x.data_ptr(), *(outputs[slot].data_ptr() for slot in self._outputs)]
+        for part in self._parts:
+            if isinstance(part, Launch):
+                call(library(), part, functools.partial(self._plan.tensor_of, x, workspace, outputs), None)
+            else:
+                part.run(device=device, stream=stream, addresses=addresses, overlap=True)
 
 
 @functools.lru_cache(maxsize=1)

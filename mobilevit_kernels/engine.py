@@ -7,16 +7,22 @@ kept for each stream. A CUDA graph replays the same launches without their host 
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from mobilevit_kernels import native
-from mobilevit_kernels.plan import Plan, Recorded, Runner
+from mobilevit_kernels.native import choices, tuning
+from mobilevit_kernels.native.choices import Outcome
+from mobilevit_kernels.native.launches import Slot
+from mobilevit_kernels.plan import Plan, Recorded, Recording, Runner
 
 if TYPE_CHECKING:
     from mobilevit_kernels.models import MobileViT
@@ -74,8 +80,34 @@ class Workspaces:
 
 @dataclass
 class _Planned:
+    """A plan for ``1 / slices`` of the batch, which runs for one slice after the other."""
+
     plan: Plan
-    run: Runner
+    run_slice: Runner
+    slices: int
+    measured: tuple[str, ...]  # where a measurement chose another alternative than the rules
+
+    def run(self, image: Tensor, workspace: Tensor, outputs: Mapping[Slot, Tensor]) -> None:
+        """All slices; ``outputs`` are of the whole batch."""
+        if self.slices == 1:
+            self.run_slice(image, workspace, outputs)
+            return
+        images = image.chunk(self.slices)
+        parts = {slot: output.chunk(self.slices) for slot, output in outputs.items()}
+        for i in range(self.slices):
+            self.run_slice(images[i], workspace, {slot: part[i] for slot, part in parts.items()})
+
+    def allocate(self, slot: Slot, device: torch.device) -> Tensor:
+        """An output for the whole batch."""
+        return replace(slot, shape=(self.slices * slot.shape[0], *slot.shape[1:])).allocate(device)
+
+    def note(self, shape: tuple[int, ...]) -> str:
+        """A sentence for the Report."""
+        text = f"plan for {shape}: {self.plan.kernels} kernels"
+        if self.slices > 1:
+            text += f" for each of {self.slices} slices of the batch"
+        text += f", workspace {self.plan.workspace_bytes / 1e6:.3g} MB"
+        return text + "".join(f"; measured: {choice}" for choice in self.measured)
 
 
 @dataclass
@@ -127,11 +159,9 @@ class Engine:
     def notes(self) -> list[str]:
         """Sentences for the Report: plans, workspaces, graphs."""
         with self._lock:
-            notes = [
-                f"plan for {tuple(key[0])}: {planned.plan.kernels} kernels, workspace "
-                f"{planned.plan.workspace_bytes / 1e6:.3g} MB"
-                for key, planned in self._plans.items()
-            ]
+            notes = [planned.note(key[0]) for key, planned in self._plans.items()]
+            if self._packed and self._backend is not None and (origin := choices.origin(self._packed[0].device)):
+                notes.append(origin)
             if len(self._workspaces):
                 notes.append(f"workspaces: {self._workspaces.bytes / 1e6:.3g} MB on {len(self._workspaces)} streams")
             if self._graphs:
@@ -192,15 +222,80 @@ class Engine:
         with self._lock:
             planned = self._plans.get(key)
             if planned is None:
-                assert self._backend is not None
-                source = Recorded.input(image)
-                outputs = network.run(source, **options)
-                plan = Plan.of(source.slot, source.launches, [output.slot for output in outputs])
-                planned = self._plans[key] = _Planned(plan, native.library(self._backend).compile(plan))
+                planned = self._plans[key] = self._plan(network, image, options, choices.chosen(image.device))
             self._plans.move_to_end(key)
             while len(self._plans) > MAX_PLANS:
                 self._plans.popitem(last=False)
         return planned
+
+    def _plan(self, network: MobileViT, image: Tensor, options: dict[str, Any], chosen: Mapping[str, str]) -> _Planned:
+        assert self._backend is not None
+        source, outputs = _record(network, image, options, chosen)
+        measured = []
+        slices = int(chosen.get(_forward_problem(source.recording), 1))
+        if slices > 1:
+            source, outputs = _record(network, image[: image.shape[0] // slices], options, chosen)
+        recording = source.recording
+        for problem, alternatives in recording.problems.items():
+            if (serving := recording.serving(problem)) != next(iter(alternatives)):
+                measured.append(f"{problem}: {serving}")
+        plan = Plan.of(source.slot, recording.launches, [output.slot for output in outputs])
+        return _Planned(plan, native.library(self._backend).compile(plan), slices, tuple(measured))
+
+    def tune(
+        self,
+        network: MobileViT,
+        x: Tensor,
+        *,
+        stages: Sequence[str] = (),
+        measure: tuning.Measure | None = None,
+        **options: Any,
+    ) -> Iterator[Outcome]:
+        """Measures what can serve inputs like ``x``: the alternatives of every stage, and slices of the batch.
+
+        Each outcome is known to the process, and so to every engine, from when it is yielded. In the end the engine's
+        plans and graphs are gone, so that the next forward takes what was measured.
+
+        Args:
+            network, x, options: as for :meth:`call`.
+            stages: only these, and no slices; empty: all.
+            measure: what times a list of calls; None: :func:`tuning.measure`, on a GPU.
+
+        Raises:
+            RuntimeError: a stage is served by another backend than the CUDA kernels'.
+        """
+        self._check_weights(network)
+        if self._backend is None:
+            raise RuntimeError(
+                "tune: expected a network whose stages are all served by the CUDA kernels in one dtype, got backends "
+                f"{', '.join(sorted({packed.backend for packed in self._packed}))}"
+            )
+        measure = measure or tuning.measure
+        library, image = native.library(self._backend), network.prepare(x)
+        device, batch = image.device, image.shape[0]
+        source, _ = _record(network, image, options, {})
+        forward = _forward_problem(source.recording)
+        workspace_bytes = self._plan(network, image, options, {}).plan.workspace_bytes
+        calls = {}
+        try:
+            for slices in (1,) if stages else tuning.slice_counts(batch, workspace_bytes, library.l2_bytes(device)):
+                source, _ = _record(network, image[: batch // slices], options, {})
+                for problem, alternatives in source.recording.problems.items():
+                    if len(alternatives) > 1 and (not stages or problem.split()[0] in stages):
+                        outcome = tuning.tune_stage(library, problem, alternatives, device, measure)
+                        choices.add(device, [outcome])
+                        yield outcome
+                planned = self._plan(network, image, options, {**choices.chosen(device), forward: str(slices)})
+                workspace = torch.empty(max(planned.plan.workspace_bytes, 1), dtype=torch.uint8, device=device)
+                outputs = {slot: planned.allocate(slot, device) for slot in planned.plan.outputs}
+                calls[str(slices)] = functools.partial(planned.run, image, workspace, outputs)
+            if len(calls) > 1:
+                us = dict(zip(calls, measure(list(calls.values())), strict=True))
+                outcome = tuning.fastest(forward, us, {})
+                choices.add(device, [outcome])
+                yield outcome
+        finally:
+            self.clear()
 
     def _run(self, network: MobileViT, x: Tensor, options: dict[str, Any], keep: bool) -> list[Tensor]:
         """By the plan where there can be one. ``keep``: in the stream's workspace, else in memory of its own."""
@@ -209,7 +304,7 @@ class Engine:
         image = network.prepare(x)
         planned = self._planned(network, image, options)
         plan, device = planned.plan, image.device
-        tensors = {slot: slot.allocate(device) for slot in dict.fromkeys(plan.outputs)}
+        tensors = {slot: planned.allocate(slot, device) for slot in dict.fromkeys(plan.outputs)}
         size = max(plan.workspace_bytes, 1)
         if keep and not self._is_capturing(x):
             stream = torch.cuda.current_stream(device).cuda_stream if self._on_gpu(x) else 0
@@ -286,3 +381,18 @@ class Engine:
                 _, oldest = self._graphs.popitem(last=False)
                 oldest.done.synchronize()  # its memory is free only when its last replay has ended
         return captured
+
+
+def _record(
+    network: MobileViT, image: Tensor, options: dict[str, Any], chosen: Mapping[str, str]
+) -> tuple[Recorded, list[Recorded]]:
+    """The recording's input and outputs."""
+    source = Recorded.input(image, chosen)
+    return source, network.run(source, **options)
+
+
+def _forward_problem(recording: Recording) -> str:
+    """A whole forward, by the problems of its stages: how many slices to cut the batch into."""
+    problems = list(recording.problems)
+    digest = hashlib.sha256("\n".join(problems).encode()).hexdigest()[:12]
+    return f"slices of a batch, forward {digest}: {problems[0]}, …"

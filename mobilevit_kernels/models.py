@@ -477,6 +477,31 @@ class MobileViT(nn.Module):
             self.engine.capture(self, x, **self._default_outputs())
         return self
 
+    def tune(
+        self, batch_size: int, height: int = 256, width: int = 256, *, dtype: torch.dtype | None = None
+    ) -> MobileViT:
+        """Measures, for one input shape, which of several kernels serves each stage best, and takes those from then on.
+
+        Rules choose tiles, blocks and clusters otherwise. Measured too: PyTorch's (cuDNN's) 3×3 convolutions, and, for
+        large batches, a forward in slices whose activations stay in the L2. This takes seconds. Results stay within the
+        same bounds, but need not be the same bits. Other networks of the process with the same stages profit; graphs
+        have to be captured anew. ``mobilevit-kernels tune`` writes a table for all processes instead.
+
+        Args:
+            batch_size, height, width, dtype: as for :meth:`capture`.
+
+        Returns:
+            The model itself; the Report names what was chosen.
+
+        Raises:
+            RuntimeError: the model is not on a CUDA device, or a stage is not served by the CUDA kernels.
+        """
+        x = self._images("tune", batch_size, height, width, dtype)
+        with torch.inference_mode():
+            for _ in self.engine.tune(self, x, **self._default_outputs()):
+                pass
+        return self
+
     def graph_input(
         self, batch_size: int, height: int = 256, width: int = 256, *, dtype: torch.dtype | None = None
     ) -> Tensor:
@@ -505,7 +530,7 @@ class MobileViT(nn.Module):
         for name, value in (("batch_size", batch_size), ("height", height), ("width", width)):
             _checks.check_positive(name, value)
         if self.device.type != "cuda":
-            raise RuntimeError(f"{caller}: CUDA graphs need the model on a CUDA device, it is on {self.device}")
+            raise RuntimeError(f"{caller}: expected the model on a CUDA device, it is on {self.device}")
         channels = self.stem.packed.sizes[0]
         shape = (batch_size, height, width, channels) if dtype == torch.uint8 else (batch_size, channels, height, width)
         return torch.zeros(shape, dtype=dtype or self.compute_dtype, device=self.device)

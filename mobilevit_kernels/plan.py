@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import Tensor
 
-from mobilevit_kernels.native.launches import Launch, Library, Slot, call
+from mobilevit_kernels.native.launches import Alternatives, Launch, Library, Slot, call
 
-__all__ = ["ALIGNMENT", "Lifetime", "Plan", "Recorded", "Runner", "place", "run_one_by_one"]
+__all__ = ["ALIGNMENT", "Lifetime", "Plan", "Recorded", "Recording", "Runner", "place", "run_one_by_one"]
 
 ALIGNMENT = 256  # bytes; what PyTorch's own allocations begin at multiples of, within a block
 
@@ -75,6 +76,12 @@ class Plan:
         """How many kernels a run starts."""
         return sum(launch.kernels for launch in self.launches)
 
+    def tensor_of(self, x: Tensor, workspace: Tensor, outputs: Mapping[Slot, Tensor], slot: Slot) -> Tensor:
+        """A slot's tensor in a run: the input ``x``, an output, or a view of the workspace."""
+        if slot is self.input:
+            return x
+        return outputs[slot] if slot in outputs else slot.view(workspace, self.offsets[slot])
+
     @classmethod
     def of(cls, source: Slot, launches: Iterable[Launch], outputs: Iterable[Slot]) -> Plan:
         """Places every slot that is neither the input nor an output.
@@ -108,27 +115,49 @@ class Plan:
         return cls(source, outputs, launches, offsets, tuple(begins[len(slots) :]), total)
 
 
+class Recording:
+    """A forward that is being recorded.
+
+    Attributes:
+        chosen: the alternative that is to serve, for some of the problems that stages pose.
+        launches: so far, in order.
+        problems: posed so far, in order, each with its alternatives.
+    """
+
+    def __init__(self, chosen: Mapping[str, str]) -> None:
+        self.chosen = chosen
+        self.launches: list[Launch] = []
+        self.problems: dict[str, Alternatives] = {}
+
+    def serving(self, problem: str) -> str:
+        """The alternative that serves: the chosen one, or the first where none is chosen or there is none such."""
+        alternatives, chosen = self.problems[problem], self.chosen.get(problem)
+        return next(iter(alternatives)) if chosen is None or chosen not in alternatives else chosen
+
+
 @dataclass(frozen=True, eq=False)
 class Recorded:
     """Stands for an activation while a network is recorded: its stages take it in place of a tensor.
 
     Attributes:
         slot: the activation.
-        launches: of the whole recording, in order; all of its activations share the list.
+        recording: that it is a part of.
     """
 
     slot: Slot
-    launches: list[Launch]
+    recording: Recording
 
     @staticmethod
-    def input(x: Tensor) -> Recorded:
+    def input(x: Tensor, chosen: Mapping[str, str] | None = None) -> Recorded:
         """The beginning of a recording."""
-        return Recorded(Slot.like(x), [])
+        return Recorded(Slot.like(x), Recording(chosen or {}))
 
-    def then(self, launches: Sequence[Launch]) -> Recorded:
-        """The result of a stage that launches these."""
-        self.launches.extend(launches)
-        return Recorded(launches[-1].output, self.launches)
+    def then(self, problem: str, alternatives: Alternatives) -> Recorded:
+        """The result of a stage that poses a problem and can be launched in these ways."""
+        self.recording.problems[problem] = alternatives
+        launches = alternatives[self.recording.serving(problem)]
+        self.recording.launches.extend(launches)
+        return Recorded(launches[-1].output, self.recording)
 
 
 class Runner(Protocol):
@@ -146,12 +175,7 @@ class Runner(Protocol):
 
 def run_one_by_one(library: Library, plan: Plan, x: Tensor, workspace: Tensor, outputs: Mapping[Slot, Tensor]) -> None:
     """Runs a plan by a call a launch, each on views of the workspace."""
-
-    def tensor_of(slot: Slot) -> Tensor:
-        if slot is plan.input:
-            return x
-        return outputs[slot] if slot in outputs else slot.view(workspace, plan.offsets[slot])
-
+    tensor_of = functools.partial(plan.tensor_of, x, workspace, outputs)
     for launch, begin in zip(plan.launches, plan.workspaces, strict=True):
         own = workspace[begin : begin + launch.workspace_bytes] if launch.workspace_bytes else None
         call(library, launch, tensor_of, own)

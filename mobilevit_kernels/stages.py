@@ -18,6 +18,7 @@ from mobilevit_kernels.canonical import (
     StemWeights,
     TransformerWeights,
 )
+from mobilevit_kernels.native import choices
 from mobilevit_kernels.ops import _dispatch
 from mobilevit_kernels.ops.stem import check_normalize
 from mobilevit_kernels.packed import Packed
@@ -96,7 +97,8 @@ class Stage(nn.Module, Generic[W]):
 
     def record(self, x: Recorded, **options: Any) -> Recorded:
         """What the stage would launch on ``x``, behind what has been recorded so far."""
-        return x.then(native.stage_module(self.packed.stage).launches(x.slot, self.packed, **options))
+        alternatives = native.alternatives(x.slot, self.packed, **options)
+        return x.then(choices.problem(x.slot, self.packed, **options), alternatives)
 
     @property
     def variant(self) -> str:

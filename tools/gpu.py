@@ -544,13 +544,16 @@ def plan(folder: Path, *, full: bool, budget: float | None, gpu: str | None, off
         errors = re.findall(r"^mobilevit-kernels: error: .*", text, re.M)
         return Report(report.headline, (*errors, *report.details))
 
-    def no_sanitizer() -> str | None:
+    def not_built() -> str | None:
         if gpu is None:
             return "no GPU"
-        if sanitizer is None:
-            return "no compute-sanitizer on the PATH, under CUDA_HOME or /usr/local/cuda"
         built = report_build((folder / "build.log").read_text(encoding="utf-8", errors="replace"))
         return None if built.headline.startswith("CUDA kernels for") else "the extension was not built"
+
+    def no_sanitizer() -> str | None:
+        if gpu is not None and sanitizer is None:
+            return "no compute-sanitizer on the PATH, under CUDA_HOME or /usr/local/cuda"
+        return not_built()
 
     scale = 1.0 if budget is None else budget / QUICK_BUDGET_S
 
@@ -599,6 +602,14 @@ def plan(folder: Path, *, full: bool, budget: float | None, gpu: str | None, off
             report_gpu_tests if gpu else report_tests,
             cap=cap(150, 3600),
             share=share(60),
+        ),
+        Step(
+            "tune",
+            "bench.log",
+            lambda limit: [python, "-m", "mobilevit_kernels", "tune", "--backend", "cuda", "--budget", str(limit - 10)],
+            cap=cap(45, 600),
+            obstacle=not_built,
+            excused=gpu is None,
         ),
         *([] if full else [warm]),
         Step("bench", "bench.log", bench, report_of_bench, share=share(120)),

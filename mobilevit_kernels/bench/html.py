@@ -11,7 +11,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from mobilevit_kernels.bench import plots, tables
-from mobilevit_kernels.bench.results import OK, STATUSES, Record, Results, write_text
+from mobilevit_kernels.bench.results import OK, STATUSES, Record, Results
+from mobilevit_kernels.cache import write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import re
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from mobilevit_kernels.cache import slug, write_text
 
 __all__ = [
     "LEFT_OUT",
@@ -29,9 +28,7 @@ __all__ = [
     "load",
     "newest",
     "read",
-    "slug",
     "write",
-    "write_text",
 ]
 
 SCHEMA = 1
@@ -150,6 +147,7 @@ META: dict[str, tuple[type, ...]] = {
     "date": (str,),  # ISO 8601, UTC, when the run began
     "ceilings": (dict,),  # bandwidth, matrix_flops by dtype, special; per second, null where not measured
     "command": (str,),
+    "tables": (list,),  # sentences: what was tuned beforehand, and where it is; [] where a file says nothing
     "left_out": (list,),  # sentences: what of the suite was not planned on this device, and why
 }
 
@@ -206,6 +204,8 @@ def read(data: Any, where: str = "results") -> Results:
     if not isinstance(data, dict) or data.get("schema") != SCHEMA:
         found = data.get("schema") if isinstance(data, dict) else type(data).__name__
         raise ValueError(f"{where}: expected a result file with schema {SCHEMA}, got {found}")
+    if isinstance(data.get("meta"), dict):
+        data["meta"].setdefault("tables", [])
     _checked(data.get("meta"), META, f"{where}: meta")
     if not isinstance(data.get("records"), list):
         raise ValueError(f"{where}: records: expected a list, got {type(data.get('records')).__name__}")
@@ -243,28 +243,6 @@ def write(path: str | Path, meta: dict[str, Any], records: Iterable[Record]) -> 
     """Writes a result file, as :func:`write_text` does."""
     data = {"schema": SCHEMA, "meta": meta, "records": [record.to_dict() for record in records]}
     write_text(path, json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def write_text(path: str | Path, text: str) -> None:
-    """Writes a file in one step: a reader, or a killed run, sees the old content or the new, never a part."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp's own mode is private
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def slug(name: str) -> str:
-    """A device's name as a folder's: ``NVIDIA H200`` → ``nvidia-h200``."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def default_path(meta: dict[str, Any], root: str | Path = "benchmarks/results") -> Path:

@@ -16,13 +16,14 @@ from typing import Any
 
 import torch
 
-from mobilevit_kernels import machine, verify
+from mobilevit_kernels import machine, registry, verify
 from mobilevit_kernels.bench import ceilings, results, timing
 from mobilevit_kernels.bench.ceilings import NOT_MEASURED, Ceilings
 from mobilevit_kernels.bench.implementations import Subject, subject_of
 from mobilevit_kernels.bench.results import Record, Results
 from mobilevit_kernels.bench.suite import Job, Plan, Variant
 from mobilevit_kernels.bench.timing import Call, Timing
+from mobilevit_kernels.native import choices
 from mobilevit_kernels.registry import BackendUnavailable
 from mobilevit_kernels.verify import Result
 
@@ -425,6 +426,7 @@ def run(
         **machine.describe(device),
         "ceilings": measured.to_dict(),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "tables": _tables(device),
         "left_out": list(plan.left_out),
     }
     path = Path(output) if output is not None else results.default_path(meta)
@@ -445,6 +447,18 @@ def run(
             break
         _between_jobs(device)
     return results.load(path), path
+
+
+def _tables(device: torch.device) -> list[str]:
+    """The tuned tables that ours goes by on the device."""
+    if device.type != "cuda":
+        return []
+    found = [choices.origin(device)]
+    if registry.backends()["triton"].available:
+        from mobilevit_kernels.triton import tuned
+
+        found.append(tuned.origin(device))
+    return [sentence for sentence in found if sentence]
 
 
 def _updated(before: list[Record], now: list[Record]) -> list[Record]:

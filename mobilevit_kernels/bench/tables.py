@@ -13,7 +13,8 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from mobilevit_kernels.bench.results import LEFT_OUT, OK, STATUSES, Record, Results, compare, write_text
+from mobilevit_kernels.bench.results import LEFT_OUT, OK, STATUSES, Record, Results, compare
+from mobilevit_kernels.cache import write_text
 from mobilevit_kernels.config import CONFIGS
 
 __all__ = [

@@ -9,17 +9,20 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mobilevit_kernels.canonical import AttentionShape, StageWeights
-from mobilevit_kernels.native.launches import library
+from mobilevit_kernels.native.launches import Alternatives, Slot, library
+from mobilevit_kernels.packed import Packed
 
 __all__ = [
     "DTYPES",
     "STAGES",
     "aligned",
+    "alternatives",
     "library",
     "multiples_of_eight",
     "refusal",
@@ -70,3 +73,12 @@ def aligned(x: Tensor) -> Tensor:
 def stage_module(stage: str) -> ModuleType:
     """The module of one stage."""
     return importlib.import_module(f"mobilevit_kernels.native.{stage}")
+
+
+def alternatives(x: Slot, packed: Packed, **options: Any) -> Alternatives:
+    """Every way to launch a stage on ``x``, with the options that its ``launches`` takes; the default first."""
+    module = stage_module(packed.stage)
+    if hasattr(module, "alternatives"):
+        found: Alternatives = module.alternatives(x, packed, **options)
+        return found
+    return {"default": module.launches(x, packed, **options)}

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mobilevit_kernels import native
 from mobilevit_kernels.canonical import Conv3x3Weights
 from mobilevit_kernels.native import conv3x3_tiling
 from mobilevit_kernels.native.fragments import deal_channels, pad_to, to_b_tiles
-from mobilevit_kernels.native.launches import Launch, Slot, execute, map_slot
+from mobilevit_kernels.native.launches import Alternatives, Launch, Slot, execute, map_slot
 from mobilevit_kernels.packed import Packed
 
-__all__ = ["launches", "pack", "pack_fragments", "refusal", "run", "variant"]
+__all__ = [
+    "PYTORCH",
+    "alternatives",
+    "launches",
+    "pack",
+    "pack_fragments",
+    "refusal",
+    "run",
+    "unpack_fragments",
+    "variant",
+]
+
+PYTORCH = "PyTorch's convolution"
 
 
 def pack_fragments(weight: Tensor) -> Tensor:
@@ -24,6 +40,17 @@ def pack_fragments(weight: Tensor) -> Tensor:
     padded = pad_to(weight, -(-out_channels // 16) * 16, -(-in_channels // 16) * 16, 3, 3)
     tiles = to_b_tiles(deal_channels(padded.permute(3, 2, 1, 0)))  # dx, dy, 16 input channels, tile, lane, 4
     return tiles.permute(2, 0, 1, 3, 4, 5).flatten()
+
+
+def unpack_fragments(fragments: Tensor, in_channels: int, out_channels: int) -> Tensor:
+    """The (C_out, C_in, 3, 3) weight of :func:`pack_fragments`."""
+    count = out_channels * in_channels * 9
+    numbers = torch.arange(1, count + 1, dtype=torch.float32).reshape(out_channels, in_channels, 3, 3)
+    places = pack_fragments(numbers).long().to(fragments.device)  # of each element its number; 0: padding
+    held = places > 0
+    weight = fragments.new_empty(count)
+    weight[places[held] - 1] = fragments[held]
+    return weight.reshape(numbers.shape)
 
 
 def refusal(backend: str, weights: Conv3x3Weights, device: torch.device) -> str | None:
@@ -67,6 +94,44 @@ def launches(
     }
     y = map_slot(batch, out_channels, height, width, x.dtype)
     return [Launch("conv3x3", inputs, y, sizes, x.dtype)]
+
+
+def alternatives(x: Slot, packed: Packed, *, x2: Slot | None = None, dilation: int, activation: str) -> Alternatives:
+    """The kernel in each of its tiles, the best one by the model first, and PyTorch's convolution (cuDNN on a GPU)."""
+    launches_in = functools.partial(launches, x, packed, x2=x2, dilation=dilation, activation=activation)
+    default = launches_in()
+    names = [tile.name for tile in conv3x3_tiling.TILES]
+    found = {f"{names[int(default[0].sizes['tile'])]} tiles": default}
+    for number, name in enumerate(names):
+        found.setdefault(f"{name} tiles", launches_in(tile=number))
+    found[PYTORCH] = [_by_pytorch(x, packed, x2, dilation, activation)]
+    return found
+
+
+def _by_pytorch(x: Slot, packed: Packed, x2: Slot | None, dilation: int, activation: str) -> Launch:
+    """The same convolution by PyTorch, with the rounded weights that the kernel has."""
+
+    @functools.cache
+    def weights() -> tuple[Tensor, Tensor]:
+        weight = unpack_fragments(packed.tensors[0], *packed.sizes)
+        return weight.contiguous(memory_format=torch.channels_last), packed.tensors[1].to(packed.dtype)
+
+    def convolve(inputs: Mapping[str, Tensor], output: Tensor) -> None:
+        maps = list(inputs.values())
+        weight, bias = weights()
+        with torch.autocast(output.device.type, enabled=False):  # the compute dtype is the packed weights'
+            whole = maps[0] if len(maps) == 1 else torch.cat(maps, dim=1)
+            y = F.conv2d(whole, weight, bias, padding=dilation, dilation=dilation)
+            if activation == "silu":
+                torch.ops.aten.silu.out(y, out=output)
+            else:
+                output.copy_(y)
+
+    inputs = {"x": x} if x2 is None else {"x": x, "x2": x2}
+    batch, _, height, width = x.shape
+    y = map_slot(batch, packed.sizes[1], height, width, x.dtype)
+    # The convolution, the SiLU, and the concatenation that the kernel does without.
+    return Launch(PYTORCH, inputs, y, {}, x.dtype, kernels=1 + len(inputs), function=convolve)
 
 
 def run(

@@ -16,12 +16,13 @@ from torch import Tensor
 from mobilevit_kernels import native
 from mobilevit_kernels.canonical import InvertedResidualWeights
 from mobilevit_kernels.native.fragments import lane_channels, pad_to, to_b_fragments
-from mobilevit_kernels.native.launches import Launch, Slot, execute, map_slot
+from mobilevit_kernels.native.launches import Alternatives, Launch, Slot, execute, map_slot
 from mobilevit_kernels.packed import Packed
 
 __all__ = [
     "LARGE_CHUNK",
     "SMALL_CHUNK",
+    "alternatives",
     "launches",
     "pack",
     "pack_chunks",
@@ -36,6 +37,8 @@ __all__ = [
 # (InvertedResidualConfig).
 LARGE_CHUNK = 64
 SMALL_CHUNK = 32
+# Which kernel, in which form.
+ROWS, DEALT, TILES = "sliding rows", "sliding rows, hidden channels dealt to the warps of a block", "tiles"
 _ROW_CHUNK = 16  # hidden channels that a warp of the row kernel takes at a time
 _PASS_CHANNELS = 160  # output channels a block of the tile kernel accumulates at most
 
@@ -113,11 +116,15 @@ def refusal(backend: str, weights: InvertedResidualWeights, device: torch.device
     return None
 
 
-def row_strides(backend: str, sizes: tuple[int, ...], device: torch.device) -> list[int]:
+def row_strides(backend: str, sizes: tuple[int, ...], device: torch.device) -> tuple[int, ...]:
     """The strides at which the row kernel serves (in, hidden, out) channels on this device."""
+    return _row_strides(backend, sizes, native.library(backend).shared_limit(device))
+
+
+@functools.lru_cache(maxsize=256)
+def _row_strides(backend: str, sizes: tuple[int, ...], limit: int) -> tuple[int, ...]:
     library = native.library(backend)
-    limit = library.shared_limit(device)
-    return [s for s in (1, 2) if library.shared_bytes("inverted_residual_rows", *sizes, s, limit) > 0]
+    return tuple(s for s in (1, 2) if library.shared_bytes("inverted_residual_rows", *sizes, s, limit) > 0)
 
 
 def pack(
@@ -142,9 +149,42 @@ def pack(
     return records.to(device), bias, rows.to(device)
 
 
-def launches(x: Slot, packed: Packed, *, stride: int, dilation: int, residual: bool) -> list[Launch]:
-    """The launch of the kernel; see :func:`mobilevit_kernels.ops.inverted_residual`."""
+def _form(x: Slot, packed: Packed, stride: int, dilation: int) -> str:
+    """Which kernel serves, in which form: by the rules of :func:`variant`."""
+    batch, _, height, width = x.shape
+    served = () if packed.tensors[2].numel() == 0 else row_strides(packed.backend, packed.sizes, packed.device)
+    if dilation != 1 or stride not in served:
+        return TILES
+    out_pixels = ((height - 1) // stride + 1) * ((width - 1) // stride + 1) * batch
+    return DEALT if out_pixels <= dealt_pixels(packed, stride) else ROWS
+
+
+def alternatives(x: Slot, packed: Packed, *, stride: int, dilation: int, residual: bool) -> Alternatives:
+    """Both kernels, and both forms of the row kernel, where they serve; the one that the rules take first."""
+    form = _form(x, packed, stride, dilation)
+    forms = [form]
+    if form != TILES:
+        forms += [ROWS, TILES] if dealt_pixels(packed, stride) == 0 else [ROWS, DEALT, TILES]
+    return {
+        form: launches(x, packed, stride=stride, dilation=dilation, residual=residual, form=form)
+        for form in dict.fromkeys(forms)
+    }
+
+
+def launches(
+    x: Slot, packed: Packed, *, stride: int, dilation: int, residual: bool, form: str | None = None
+) -> list[Launch]:
+    """The launch of the kernel; see :func:`mobilevit_kernels.ops.inverted_residual`.
+
+    Args:
+        x, packed, stride, dilation, residual: as for the op.
+        form: ``ROWS``, ``DEALT`` or ``TILES``; None: by the rules.
+    """
     records, bias, row_records = packed.tensors
+    if form is None:
+        form = _form(x, packed, stride, dilation)
+    if form == TILES:
+        row_records = row_records[:0]  # the launcher takes the row kernel where it is given its weights
     in_channels, hidden_channels, out_channels = packed.sizes
     batch, _, height, width = x.shape
     out_height, out_width = (height - 1) // stride + 1, (width - 1) // stride + 1
@@ -159,7 +199,7 @@ def launches(x: Slot, packed: Packed, *, stride: int, dilation: int, residual: b
         "dilation": dilation,
         "chunk": records.shape[2],
         "residual": residual,
-        "dealt": out_height * out_width * batch <= dealt_pixels(packed, stride) and dilation == 1,
+        "dealt": form == DEALT,
     }
     inputs: dict[str, Tensor | Slot] = {"x": x, "weights": records, "row_weights": row_records, "bias": bias}
     y = map_slot(batch, out_channels, out_height, out_width, x.dtype)
@@ -196,7 +236,7 @@ def variant(packed: Packed) -> str:
     """Which kernel serves: by channels, stride and dilation (short of 2³¹ pixels), its form by the pixels too."""
     chunk = packed.tensors[0].shape[2]
     tiles = f"{'large' if chunk == LARGE_CHUNK else 'small'} tiles, {chunk} hidden channels a step"
-    strides = row_strides(packed.backend, packed.sizes, packed.device) if packed.tensors[2].numel() else []
+    strides = row_strides(packed.backend, packed.sizes, packed.device) if packed.tensors[2].numel() else ()
     if not strides:
         return f"fused, {tiles}"
     rows = f"sliding rows at stride {' and '.join(map(str, strides))} without dilation"

@@ -11,7 +11,7 @@ import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from mobilevit_kernels.plan import Plan, Runner
 
-__all__ = ["Launch", "Library", "Slot", "call", "execute", "library", "map_slot", "matrix_slot"]
+__all__ = ["Alternatives", "Launch", "Library", "Slot", "call", "execute", "library", "map_slot", "matrix_slot"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +78,7 @@ class Launch:
         dtype: the compute dtype.
         workspace_bytes: memory that it may use as it likes while it runs.
         kernels: that it starts, one after the other.
+        function: what is called with the inputs and the output in place of a launcher: another library's kernels.
     """
 
     launcher: str
@@ -87,6 +88,11 @@ class Launch:
     dtype: torch.dtype
     workspace_bytes: int = 0
     kernels: int = 1
+    function: Callable[[Mapping[str, Tensor], Tensor], None] | None = None
+
+
+# Ways to launch a stage on a shape, by a name for the Report; the first is what serves where nothing was measured.
+Alternatives: TypeAlias = Mapping[str, "list[Launch]"]
 
 
 class Library(Protocol):
@@ -127,6 +133,9 @@ class Library(Protocol):
     def multiprocessors(self, device: torch.device) -> int:
         """Streaming multiprocessors of the device."""
 
+    def l2_bytes(self, device: torch.device) -> int:
+        """Size of the device's L2 cache."""
+
     def has_clusters(self, device: torch.device) -> bool:
         """Whether blocks of the device form thread-block clusters, and the kernels know of them."""
 
@@ -161,7 +170,7 @@ def execute(backend: str, launches: Sequence[Launch], tensors: Mapping[Slot, Ten
 
 
 def call(library: Library, launch: Launch, tensor_of: Callable[[Slot], Tensor], workspace: Tensor | None) -> None:
-    """Calls one launcher.
+    """Calls one launcher, or the function in its place.
 
     Args:
         library: whose launcher it is.
@@ -170,5 +179,8 @@ def call(library: Library, launch: Launch, tensor_of: Callable[[Slot], Tensor], 
         workspace: the launch's own; None: it takes none.
     """
     inputs = {name: tensor_of(value) if isinstance(value, Slot) else value for name, value in launch.inputs.items()}
-    bfloat16 = launch.dtype == torch.bfloat16
-    library.launch(launch.launcher, inputs, tensor_of(launch.output), launch.sizes, bfloat16, workspace)
+    output = tensor_of(launch.output)
+    if launch.function is not None:
+        launch.function(inputs, output)
+        return
+    library.launch(launch.launcher, inputs, output, launch.sizes, launch.dtype == torch.bfloat16, workspace)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -22,20 +22,23 @@ from mobilevit_kernels.native.fragments import (
     to_b_fragments,
     to_b_tiles,
 )
-from mobilevit_kernels.native.launches import Launch, Library, Slot, execute, map_slot
+from mobilevit_kernels.native.launches import Alternatives, Launch, Library, Slot, execute, map_slot
 from mobilevit_kernels.native.transformer_plan import (
     DEFAULT_HEADS,
     MAX_DIM,
     MAX_HEAD_DIM,
+    ClusterPlan,
     Instance,
+    Plan,
     instances_for,
+    lay_out,
     plan,
     tiles_of,
 )
 from mobilevit_kernels.packed import Packed
 from mobilevit_kernels.registry import BackendUnavailable
 
-__all__ = ["Stream", "launches", "pack", "pack_stream", "refusal", "run", "shared_bytes", "variant"]
+__all__ = ["Stream", "alternatives", "launches", "pack", "pack_stream", "refusal", "run", "shared_bytes", "variant"]
 
 
 _PACKED = 4 + transformer_cluster.STREAMS  # tensors of pack() before the canonical ones
@@ -306,13 +309,69 @@ def launches(x: Slot, packed: Packed, *, num_heads: int, patch_size: tuple[int, 
 
     See :func:`mobilevit_kernels.ops.transformer`. ``packed`` is packed for ``num_heads``.
     """
+    return _resized(x, patch_size, lambda x, activation: _stage(x, packed, num_heads, patch_size, activation))
+
+
+def alternatives(x: Slot, packed: Packed, *, num_heads: int, patch_size: tuple[int, int]) -> Alternatives:
+    """Every instance that serves, on clusters or not; the one that the rules take first."""
+    tokens, sequences = _tokens(x, patch_size)
+    library, num_layers = native.library(packed.backend), packed.sizes[3]
+    multiprocessors = library.multiprocessors(packed.device)
+    ways: list[ClusterPlan | Plan] = [_planned(x, packed, num_heads, patch_size)]
+    ways += transformer_cluster.plans(packed, num_heads, tokens, sequences, multiprocessors)
+    fitting = _fitting(packed.backend, packed.sizes[1], num_heads, packed.device)
+    ways += [lay_out(instance, tokens, sequences, num_layers) for instance in fitting]
+
+    def launch(way: ClusterPlan | Plan) -> list[Launch]:
+        return _resized(x, patch_size, lambda x, activation: _stage(x, packed, num_heads, patch_size, activation, way))
+
+    return {way.name: launch(way) for way in dict.fromkeys(ways)}
+
+
+def _resized(x: Slot, patch_size: tuple[int, int], stage: Callable[[Slot, bool], Launch]) -> list[Launch]:
+    """``stage`` on a map of whole patches, with the activation inside or behind the second resize."""
     height, width = x.shape[2:]
-    whole = tuple(-(-side // patch) * patch for side, patch in zip((height, width), patch_size, strict=True))
+    whole = _whole(x, patch_size)
     if whole == (height, width):
-        return [_stage(x, packed, num_heads, patch_size, activation=True)]
-    resize = _resize(x, whole, silu=False)
-    stage = _stage(resize.output, packed, num_heads, patch_size, activation=False)
-    return [resize, stage, _resize(stage.output, (height, width), silu=True)]
+        return [stage(x, True)]
+    before = _resize(x, whole, silu=False)
+    inner = stage(before.output, False)
+    return [before, inner, _resize(inner.output, (height, width), silu=True)]
+
+
+def _whole(x: Slot, patch_size: tuple[int, int]) -> tuple[int, ...]:
+    """Height and width, up to whole patches."""
+    return tuple(-(-side // patch) * patch for side, patch in zip(x.shape[2:], patch_size, strict=True))
+
+
+def _tokens(x: Slot, patch_size: tuple[int, int]) -> tuple[int, int]:
+    """Tokens of a sequence, and sequences."""
+    height, width = _whole(x, patch_size)
+    patch_height, patch_width = patch_size
+    return (height // patch_height) * (width // patch_width), x.shape[0] * patch_height * patch_width
+
+
+def _planned(x: Slot, packed: Packed, num_heads: int, patch_size: tuple[int, int]) -> ClusterPlan | Plan:
+    """What the rules take: clusters where they are for so few sequences, else an instance of the other kernel.
+
+    Raises:
+        BackendUnavailable: no instance fits into shared memory.
+    """
+    tokens, sequences = _tokens(x, patch_size)
+    library = native.library(packed.backend)
+    multiprocessors = library.multiprocessors(packed.device)
+    on_clusters = transformer_cluster.planned(packed, num_heads, tokens, sequences, multiprocessors)
+    if on_clusters is not None:
+        return on_clusters
+    dim, num_layers = packed.sizes[1], packed.sizes[3]
+    fitting = _fitting(packed.backend, dim, num_heads, packed.device)
+    if not fitting:
+        raise BackendUnavailable(
+            f"backend={packed.backend!r} cannot serve transformer: {dim} channels in {num_heads} heads need more "
+            f"shared memory than the {library.shared_limit(packed.device)} bytes that a block may have on "
+            f"{packed.device}"
+        )
+    return plan(fitting, tokens, sequences, num_layers, multiprocessors)
 
 
 def _resize(x: Slot, size: tuple[int, ...], silu: bool) -> Launch:
@@ -329,27 +388,23 @@ def _resize(x: Slot, size: tuple[int, ...], silu: bool) -> Launch:
     return Launch("resize", {"x": x}, map_slot(batch, channels, size[0], size[1], x.dtype), sizes, x.dtype)
 
 
-def _stage(x: Slot, packed: Packed, num_heads: int, patch_size: tuple[int, int], activation: bool) -> Launch:
-    on_clusters = transformer_cluster.launch(
-        x, packed, packed.tensors[4:_PACKED], num_heads, patch_size, activation
-    )  # fmt: skip
-    if on_clusters is not None:
-        return on_clusters
+def _stage(
+    x: Slot,
+    packed: Packed,
+    num_heads: int,
+    patch_size: tuple[int, int],
+    activation: bool,
+    chosen: ClusterPlan | Plan | None = None,
+) -> Launch:
+    """The launch on a map of whole patches; ``chosen`` None: by the rules."""
+    if chosen is None:
+        chosen = _planned(x, packed, num_heads, patch_size)
+    if isinstance(chosen, ClusterPlan):
+        return transformer_cluster.launch(x, packed, packed.tensors[4:_PACKED], patch_size, activation, chosen)
     stream, table, biases = packed.tensors[:3]
     in_channels, dim, mlp_dim, num_layers, out_channels = packed.sizes
-    loaded = native.library(packed.backend)
-    fitting = _fitting(packed.backend, dim, num_heads, packed.device)
-    if not fitting:
-        raise BackendUnavailable(
-            f"backend={packed.backend!r} cannot serve transformer: {dim} channels in {num_heads} heads need more "
-            f"shared memory than the {loaded.shared_limit(packed.device)} bytes that a block may have on "
-            f"{packed.device}"
-        )
     batch, _, height, width = x.shape
     patch_height, patch_width = patch_size
-    tokens = (height // patch_height) * (width // patch_width)
-    sequences = batch * patch_height * patch_width
-    chosen = plan(fitting, tokens, sequences, num_layers, loaded.multiprocessors(packed.device))
     instance = chosen.instance
     workspace = 0
     if chosen.split:

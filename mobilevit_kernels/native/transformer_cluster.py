@@ -23,14 +23,16 @@ from mobilevit_kernels.native.transformer_plan import (
     CLUSTER_BLOCKS,
     DEFAULT_HEADS,
     ClusterInstance,
+    ClusterPlan,
     cluster_instances_for,
+    lay_out_clusters,
     most_sequences,
     plan_clusters,
 )
 from mobilevit_kernels.ops import _dispatch
 from mobilevit_kernels.packed import Packed
 
-__all__ = ["STREAMS", "launch", "pack", "pack_long_stream", "pack_stream", "variant"]
+__all__ = ["STREAMS", "launch", "pack", "pack_long_stream", "pack_stream", "planned", "plans", "variant"]
 
 STREAMS = 4  # tensors of pack()
 
@@ -226,21 +228,33 @@ def _fitting(packed: Packed, num_heads: int, device: torch.device) -> tuple[Clus
     return _fitting_into(packed.backend, packed.sizes, num_heads, library.shared_limit(device))
 
 
+def planned(packed: Packed, num_heads: int, tokens: int, sequences: int, multiprocessors: int) -> ClusterPlan | None:
+    """What :func:`plan_clusters` takes of the instances that serve on the device."""
+    return plan_clusters(_fitting(packed, num_heads, packed.device), tokens, sequences, multiprocessors)
+
+
+def plans(packed: Packed, num_heads: int, tokens: int, sequences: int, multiprocessors: int) -> list[ClusterPlan]:
+    """Every instance that takes such sequences, up to four times as many as :func:`plan_clusters` would give it."""
+    found = []
+    for instance in _fitting(packed, num_heads, packed.device):
+        most, rows = most_sequences(instance, tokens, multiprocessors)
+        if sequences <= 4 * most:
+            found.append(lay_out_clusters(instance, rows, sequences))
+    return found
+
+
 def launch(
-    x: Slot, packed: Packed, streams: tuple[Tensor, ...], num_heads: int, patch_size: tuple[int, int], activation: bool
-) -> Launch | None:
-    """The launch of the kernel where clusters are the choice; None: they are not."""
-    library = native.library(packed.backend)
+    x: Slot,
+    packed: Packed,
+    streams: tuple[Tensor, ...],
+    patch_size: tuple[int, int],
+    activation: bool,
+    chosen: ClusterPlan,
+) -> Launch:
+    """The launch of the kernel on a map of whole patches."""
     in_channels, dim, _, num_layers, out_channels = packed.sizes
     batch, _, height, width = x.shape
     patch_height, patch_width = patch_size
-    tokens = (height // patch_height) * (width // patch_width)
-    chosen = plan_clusters(
-        _fitting(packed, num_heads, packed.device), tokens, batch * patch_height * patch_width,
-        library.multiprocessors(packed.device),
-    )  # fmt: skip
-    if chosen is None:
-        return None
     stream, table = streams[_place(chosen.instance)], streams[-1]
     inputs: dict[str, Tensor | Slot] = {"x": x, "weights": stream}
     if chosen.instance.long:

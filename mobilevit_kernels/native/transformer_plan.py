@@ -19,6 +19,7 @@ __all__ = [
     "cluster_instances_for",
     "instances_for",
     "lay_out",
+    "lay_out_clusters",
     "most_sequences",
     "plan",
     "plan_clusters",
@@ -103,6 +104,11 @@ class Plan:
     block_rows: int
     blocks: int
     launches: int
+
+    @property
+    def name(self) -> str:
+        """For the Report."""
+        return f"{self.instance.rows} rows a block" + (", a launch a layer" if self.split else "")
 
 
 def tiles_of(dim: int, num_heads: int) -> int:
@@ -256,6 +262,11 @@ class ClusterPlan:
     sequence_rows: int
     clusters: int
 
+    @property
+    def name(self) -> str:
+        """For the Report."""
+        return f"clusters of {self.instance.rows} rows"
+
 
 @functools.cache
 def cluster_instances_for(dim: int, num_heads: int, mlp_dim: int) -> tuple[ClusterInstance, ...]:
@@ -280,6 +291,11 @@ def most_sequences(instance: ClusterInstance, tokens: int, multiprocessors: int)
     return rounds * at_once * (instance.rows // rows), rows
 
 
+def lay_out_clusters(instance: ClusterInstance, sequence_rows: int, sequences: int) -> ClusterPlan:
+    """As many whole sequences a cluster as fit."""
+    return ClusterPlan(instance, sequence_rows, -(-sequences // (instance.rows // sequence_rows)))
+
+
 @functools.lru_cache(maxsize=1024)
 def plan_clusters(
     candidates: tuple[ClusterInstance, ...], tokens: int, sequences: int, multiprocessors: int
@@ -295,5 +311,5 @@ def plan_clusters(
     for instance in candidates:
         most, rows = most_sequences(instance, tokens, multiprocessors)
         if sequences <= most:
-            return ClusterPlan(instance, rows, -(-sequences // (instance.rows // rows)))
+            return lay_out_clusters(instance, rows, sequences)
     return None

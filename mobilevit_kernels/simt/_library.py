@@ -19,6 +19,7 @@ from mobilevit_kernels.plan import Plan, Runner, run_one_by_one
 __all__ = ["Counters", "Launch", "SimtLibrary", "SimulatorFault", "Traffic"]
 
 MULTIPROCESSORS = 132  # of an H200
+L2_BYTES = 50 << 20  # likewise
 SHARED_LIMIT = 232448  # bytes of shared memory a block may have on sm_90
 
 
@@ -248,6 +249,10 @@ class SimtLibrary:
     def multiprocessors(self, device: torch.device) -> int:
         """Of the simulated GPU: as many as an H200 has unless set otherwise."""
         return self._multiprocessors
+
+    def l2_bytes(self, device: torch.device) -> int:
+        """Size of the simulated GPU's L2 cache, an H200's."""
+        return L2_BYTES
 
     def has_clusters(self, device: torch.device) -> bool:
         """The simulated GPU has thread-block clusters."""

@@ -15,15 +15,13 @@ from __future__ import annotations
 import functools
 import json
 import os
-import re
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mobilevit_kernels.cache import cache_folder
+from mobilevit_kernels.cache import table_path, write_text
 from mobilevit_kernels.triton.launch_table import (
     DEFAULT_ARCH,
     KERNELS,
@@ -72,7 +70,7 @@ def _cuda_identity(index: int) -> tuple[str, int]:
 
 def default_path(gpu: str) -> Path:
     """Where the table of a GPU model is: launch-tables/<model>.json in the cache folder (``MVK_CACHE_DIR``)."""
-    return cache_folder() / "launch-tables" / f"{re.sub(r'[^a-z0-9]+', '-', gpu.lower()).strip('-')}.json"
+    return table_path("launch-tables", gpu)
 
 
 def configuration(problem: Problem, device: torch.device) -> Launch:
@@ -192,14 +190,6 @@ def _parse(entry: dict[str, Any], arch: int) -> tuple[Problem, Launch]:
 
 def write(path: Path, meta: dict[str, Any], entries: list[dict[str, Any]]) -> None:
     """Writes a table; a reader sees the old file or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     lines = ",\n".join(json.dumps(entry) for entry in entries)
     head = json.dumps({"format": FORMAT, **meta}, indent=1)[:-2]
-    handle, scratch = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(f'{head},\n "entries": [\n{lines}\n]}}\n')
-        os.replace(scratch, path)
-    except BaseException:
-        os.unlink(scratch)
-        raise
+    write_text(path, f'{head},\n "entries": [\n{lines}\n]}}\n')
