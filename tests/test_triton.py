@@ -133,7 +133,7 @@ def test_any_head_dim(head_dim: int) -> None:
     assert verify.check_stage(case, "triton", torch.float16, DEVICE).passed
 
 
-@pytest.mark.parametrize(("height", "width"), [(2, 2), (2, 34), (26, 22), (64, 64)])
+@pytest.mark.parametrize(("height", "width"), [(2, 2), (2, 34), (26, 22)])
 def test_any_number_of_tokens(height: int, width: int) -> None:
     case = StageCase("unfold_attention_fold", (), (1, 3 * 16, height, width), {"num_heads": 1})
     assert verify.check_stage(case, "triton", torch.float32, DEVICE).passed
@@ -429,17 +429,6 @@ def test_a_network_with_a_dynamic_batch_is_compiled_once_and_exported() -> None:
         blocks = [name for name in nodes if name not in ("conv3x3", "transformer")]
         assert blocks == ["stem", *7 * ["inverted_residual"], "head"]
         assert (nodes.count("conv3x3"), nodes.count("transformer")) == (6, 3)
-
-
-@pytest.mark.parametrize("name", list(CONFIGS))
-def test_whole_networks_match(name: str) -> None:
-    torch.manual_seed(0)
-    model = mvk.create_model(name, num_classes=10)
-    x = torch.rand(1, 3, 32, 32)
-    with torch.inference_mode():
-        expected = mvk.optimize(model, backend="torch")(x)
-        result = mvk.optimize(model.to(DEVICE), dtype=torch.float32, backend="triton")(x.to(DEVICE))
-    assert verify.relative_error(result.cpu(), expected) < 1e-5
 
 
 # --- on a GPU: what the interpreter has not, and the tiles of large batches ------------------------------------------
