@@ -52,6 +52,7 @@ def gpu_meta(**changes: Any) -> dict[str, Any]:
         "date": "2026-12-01T10:00:00+00:00",
         "ceilings": {"bandwidth": 4.1e12, "matrix_flops": {"float16": 7.0e14, "bfloat16": 6.9e14}, "special": 4.4e12},
         "command": "mobilevit-kernels bench",
+        "tables": [],
         "left_out": [],
     } | changes
 

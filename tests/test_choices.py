@@ -278,3 +278,17 @@ def test_the_command_writes_a_table_as_it_goes(tmp_path: Path, monkeypatch: pyte
     done = run(cli, [*arguments[:-1], "--budget", "0"])
     assert "cuda: 1 problems" in done.stdout
     assert "2.00" in done.stdout
+
+
+@pytest.mark.gpu
+def test_on_the_gpu(tmp_path: Path) -> None:
+    skip_unless_available("cuda")
+    fast = network("xxs", "cuda", "cuda")
+    x = torch.rand(16, 3, 256, 256, device="cuda", dtype=torch.float16)
+    before = fast(x)
+    with torch.inference_mode():
+        found = list(fast.engine.tune(fast, x, **OUTPUTS))
+    assert all(outcome.us[outcome.best] <= outcome.us[outcome.default] for outcome in found)
+    assert all(us > 0 for outcome in found for us in outcome.us.values())
+    result = fast.tune(2).capture(16)(x)
+    assert float((result - before).norm() / before.norm()) < 2e-2

@@ -185,6 +185,7 @@ def test_the_plan_writes_eight_files_at_most(tmp_path: Path, monkeypatch) -> Non
     assert [step.name for step in steps] == [
         "build",
         "tests",
+        "tune",
         "warm",
         "bench",
         "peers",
@@ -197,18 +198,18 @@ def test_the_plan_writes_eight_files_at_most(tmp_path: Path, monkeypatch) -> Non
     named = [part for step in steps for part in step.command(100.0) if str(tmp_path) in part]
     assert {Path(part).name for part in named} <= set(gpu.FILES)
     assert "--no-build-isolation" in steps[0].command(100.0)
-    assert steps[3].command(100.0)[-2:] == ["--budget-s", "75"]
+    assert steps[4].command(100.0)[-2:] == ["--budget-s", "75"]
     # What is left to the benchmarks where everything before them takes as long as it may.
-    assert gpu.QUICK_BUDGET_S - 10 - sum(step.cap for step in steps[:3]) - sum(s.share for s in steps[5:]) > 100
+    assert gpu.QUICK_BUDGET_S - 10 - sum(step.cap for step in steps[:4]) - sum(s.share for s in steps[6:]) > 100
     tight = gpu.plan(tmp_path, full=False, budget=60.0, gpu="NVIDIA H200", offline=True)
     assert sum(step.share for step in tight) < 40  # the first steps are not skipped for the later ones
     full = gpu.plan(tmp_path, full=True, budget=None, gpu="NVIDIA H200", offline=False)
-    assert full[2].command(float("inf"))[-2:] == ["--output", str(tmp_path / "bench.json")]
+    assert full[3].command(float("inf"))[-2:] == ["--output", str(tmp_path / "bench.json")]
     assert "--no-build-isolation" not in full[0].command(100.0)
 
 
 def test_peers_are_measured_alone_where_a_kernel_took_the_gpu(tmp_path: Path) -> None:
-    peers = gpu.plan(tmp_path, full=False, budget=540.0, gpu="GPU", offline=True)[4]
+    peers = gpu.plan(tmp_path, full=False, budget=540.0, gpu="GPU", offline=True)[5]
     assert peers.obstacle() is None, "the benchmarks left nothing"
     for reason, needed in (("the GPU was lost to ours (cuda)", True), ("", False)):
         text = json.dumps({"records": [{"reason": reason}]})
@@ -222,7 +223,7 @@ def test_peers_are_measured_alone_where_a_kernel_took_the_gpu(tmp_path: Path) ->
 
 def test_the_sanitizer_runs_what_was_built(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(gpu, "find_sanitizer", lambda: "/tool")
-    memcheck = gpu.plan(tmp_path, full=False, budget=540.0, gpu="GPU", offline=True)[5]
+    memcheck = gpu.plan(tmp_path, full=False, budget=540.0, gpu="GPU", offline=True)[6]
     (tmp_path / "build.log").write_text("-- mobilevit_kernels: no nvcc on the PATH\nSuccessfully installed\n")
     assert memcheck.obstacle() == "the extension was not built"
     (tmp_path / "build.log").write_text("-- mobilevit_kernels: CUDA kernels for 90a with nvcc\nerror: ninja failed\n")
@@ -231,7 +232,7 @@ def test_the_sanitizer_runs_what_was_built(tmp_path: Path, monkeypatch) -> None:
         "-- mobilevit_kernels: CUDA kernels for 90a with nvcc\nSuccessfully installed x\n"
     )
     assert memcheck.obstacle() is None
-    assert gpu.plan(tmp_path, full=False, budget=540.0, gpu=None, offline=True)[5].obstacle() == "no GPU"
+    assert gpu.plan(tmp_path, full=False, budget=540.0, gpu=None, offline=True)[6].obstacle() == "no GPU"
 
 
 def test_the_sanitizer_s_options_are_those_that_it_knows(tmp_path: Path) -> None:

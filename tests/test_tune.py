@@ -288,7 +288,8 @@ def test_the_command_prints_what_it_found(
 
     search = tuning.tune
     monkeypatch.setattr(_common, "pick_device", lambda name: torch.device("cuda"))
-    monkeypatch.setattr(registry, "backends", lambda: {"triton": registry.Status(True, "pretended")})
+    status = {"cuda": registry.Status(False, "not built"), "triton": registry.Status(True, "pretended")}
+    monkeypatch.setattr(registry, "backends", lambda: status)
     monkeypatch.setattr(tuned, "identity", lambda device: ("NVIDIA Test 1", 90))
     monkeypatch.setattr(
         tuning, "tune", lambda jobs, device, path, **options: search(jobs, DEVICE, path, measure=pretended, **options)
@@ -301,7 +302,7 @@ def test_the_command_prints_what_it_found(
     assert tuned.read(path).meta["gpu"] == "NVIDIA Test 1"
     code, out, _ = run(capsys, *options, "--json", "--output", str(tmp_path / "out.json"))
     assert code == 0
-    data = json.loads(out)
+    data = json.loads(out)["triton"]
     assert data["path"] == str(tmp_path / "out.json")
     assert data["entries"] == json.loads((tmp_path / "out.json").read_text())["entries"]
 
@@ -312,10 +313,11 @@ def test_on_the_gpu(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypa
 
     path = tmp_path / "table.json"
     code, out, _ = run(
-        capsys, "--model", "mobilevit_xxs", "--batch", "8", "--size", "64", "--quick", "--json", "--output", str(path)
-    )
+        capsys, "--backend", "triton", "--model", "mobilevit_xxs", "--batch", "8", "--size", "64", "--quick", "--json",
+        "--output", str(path),
+    )  # fmt: skip
     assert code == 0
-    entries = json.loads(out)["entries"]
+    entries = json.loads(out)["triton"]["entries"]
     assert {entry["kernel"] for entry in entries} == {
         "stem", "linear", "conv3x3", "depthwise_project", "mlp", "attention", "head",
     }  # fmt: skip

@@ -583,7 +583,7 @@ def plan(folder: Path, *, full: bool, budget: float | None, gpu: str | None, off
         "warm",
         "bench.log",
         lambda _: [python, str(ROOT / "tools" / "warm.py")],
-        cap=cap(60, 60),
+        cap=cap(50, 60),
         obstacle=lambda: None if gpu else "no GPU",
         excused=gpu is None,
     )
@@ -606,8 +606,8 @@ def plan(folder: Path, *, full: bool, budget: float | None, gpu: str | None, off
         Step(
             "tune",
             "bench.log",
-            lambda limit: [python, "-m", "mobilevit_kernels", "tune", "--backend", "cuda", "--budget", str(limit - 10)],
-            cap=cap(45, 600),
+            lambda limit: [python, "-m", "mobilevit_kernels", "tune", "--backend", "cuda", "--budget", str(limit - 5)],
+            cap=cap(25, 600),
             obstacle=not_built,
             excused=gpu is None,
         ),

@@ -204,9 +204,10 @@ def read(data: Any, where: str = "results") -> Results:
     if not isinstance(data, dict) or data.get("schema") != SCHEMA:
         found = data.get("schema") if isinstance(data, dict) else type(data).__name__
         raise ValueError(f"{where}: expected a result file with schema {SCHEMA}, got {found}")
-    if isinstance(data.get("meta"), dict):
-        data["meta"].setdefault("tables", [])
-    _checked(data.get("meta"), META, f"{where}: meta")
+    meta: Any = data.get("meta")
+    if isinstance(meta, dict):
+        meta = {"tables": [], **meta}
+    _checked(meta, META, f"{where}: meta")
     if not isinstance(data.get("records"), list):
         raise ValueError(f"{where}: records: expected a list, got {type(data.get('records')).__name__}")
     records = []
@@ -221,7 +222,7 @@ def read(data: Any, where: str = "results") -> Results:
     keys = [record.key for record in records]
     if twice := next((key for key in keys if keys.count(key) > 1), None):
         raise ValueError(f"{where}: records: {twice} is there twice")
-    return Results(data["meta"], tuple(records))
+    return Results(meta, tuple(records))
 
 
 def load(path: str | Path) -> Results:
