@@ -17,7 +17,7 @@ from mobilevit_kernels.cache import cache_folder
 __all__ = ["build", "find_compiler"]
 
 _FLAGS = ["-DMVK_SIMT", "-std=c++17", "-O2", "-fPIC", "-ffp-contract=off", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
-_SANITIZE = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g1"]
+_SANITIZE = ["-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g1"]
 
 
 def find_compiler() -> str | None:
