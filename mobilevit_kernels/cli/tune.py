@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -19,6 +20,22 @@ __all__ = ["tune"]
 
 _STAGES = ("stem", "conv3x3", "inverted_residual", "transformer", "head")
 _BACKENDS = ("cuda", "triton")
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What the user asked for; ``budget`` in seconds, ``output`` None: where the library looks."""
+
+    models: Sequence[str]
+    stages: Sequence[str]
+    batches: Sequence[int]
+    dtypes: Sequence[torch.dtype]
+    size: int
+    device: torch.device
+    output: Path | None
+    budget: float | None
+    quick: bool
+    as_json: bool
 
 
 @click.command()
@@ -91,8 +108,7 @@ def tune(
     shown = {}
     for name in wanted:
         seconds = None if deadline is None else max(0.0, deadline - time.monotonic())
-        run = _tune_choices if name == "cuda" else _tune_launches
-        shown[name] = run(
+        given = _Wanted(
             models or tuple(CONFIGS),
             stages,
             batches or (1, 256),
@@ -104,6 +120,7 @@ def tune(
             quick,
             as_json,
         )
+        shown[name] = _tune_choices(given) if name == "cuda" else _tune_launches(given)
     if as_json:
         _common.print_json(shown)
 
@@ -114,35 +131,25 @@ def _obstacle(backend: str) -> str | None:
     return None if status.available and "TRITON_INTERPRET" not in status.reason else status.reason
 
 
-def _tune_choices(
-    models: Sequence[str],
-    stages: Sequence[str],
-    batches: Sequence[int],
-    dtypes: Sequence[torch.dtype],
-    size: int,
-    device: torch.device,
-    output: Path | None,
-    budget: float | None,
-    quick: bool,
-    as_json: bool,
-) -> dict[str, object]:
+def _tune_choices(wanted: _Wanted) -> dict[str, object]:
     """Tunes the plans of whole networks for the CUDA kernels."""
-    path = output or choices.default_path(choices.gpu_name(device))
+    device = wanted.device
+    path = wanted.output or choices.default_path(choices.gpu_name(device))
     start = time.monotonic()
     before = choices.kept(path, device)
     found: dict[str, choices.Outcome] = {}
-    steps = [(model, batch, dtype) for dtype in dtypes for model in models for batch in batches]
+    steps = [(model, batch, dtype) for dtype in wanted.dtypes for model in wanted.models for batch in wanted.batches]
     for model, batch, dtype in _common.track(iter(steps), "tuning", total=len(steps)):
-        for outcome in _outcomes(model, batch, dtype, size, device, stages):
+        for outcome in _outcomes(model, batch, dtype, wanted.size, device, wanted.stages):
             found[outcome.problem] = outcome
             choices.write(path, _meta(device), list({**before, **found}.values()))
-            if budget is not None and time.monotonic() - start > budget:
+            if wanted.budget is not None and time.monotonic() - start > wanted.budget:
                 break
         else:
             continue
         break
     seconds = time.monotonic() - start
-    if not as_json:
+    if not wanted.as_json:
         _common.print_table(
             f"cuda: {len(found)} problems in {seconds:.0f} s, {path}",
             ["problem", "by rule", "µs", "best", "µs", "×", "rejected"],
@@ -178,29 +185,18 @@ def _meta(device: torch.device) -> dict[str, str]:
     return {**names, "torch": described["torch"], "date": described["date"]}
 
 
-def _tune_launches(
-    models: Sequence[str],
-    stages: Sequence[str],
-    batches: Sequence[int],
-    dtypes: Sequence[torch.dtype],
-    size: int,
-    device: torch.device,
-    output: Path | None,
-    budget: float | None,
-    quick: bool,
-    as_json: bool,
-) -> dict[str, object]:
+def _tune_launches(wanted: _Wanted) -> dict[str, object]:
     """Tunes the launch configurations of the Triton kernels."""
     from mobilevit_kernels.triton import tune as tuning
     from mobilevit_kernels.triton import tuned
 
-    path = output or tuned.default_path(tuned.identity(device)[0])
-    plan = tuning.jobs(models, stages, batches, dtypes, size)
+    path = wanted.output or tuned.default_path(tuned.identity(wanted.device)[0])
+    plan = tuning.jobs(wanted.models, wanted.stages, wanted.batches, wanted.dtypes, wanted.size)
     start = time.monotonic()
-    steps = tuning.tune(plan, device, path, quick=quick, budget=budget)
+    steps = tuning.tune(plan, wanted.device, path, quick=wanted.quick, budget=wanted.budget)
     outcomes = [outcome for step in _common.track(steps, "tuning", total=len(plan)) for outcome in step]
     seconds = time.monotonic() - start
-    if not as_json:
+    if not wanted.as_json:
         _common.print_table(
             f"triton: {len(outcomes)} problems in {seconds:.0f} s, {path}",
             ["problem", "static µs", "tuned µs", "×", "configuration", "tried", "rejected"],
