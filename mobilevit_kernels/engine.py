@@ -270,9 +270,9 @@ class Engine:
                 "tune: expected a network whose stages are all served by the CUDA kernels in one dtype, got backends "
                 f"{', '.join(sorted({packed.backend for packed in self._packed}))}"
             )
-        measure = measure or tuning.measure
         library, image = native.library(self._backend), network.prepare(x)
         device, batch = image.device, image.shape[0]
+        measure = measure or functools.partial(tuning.measure, device)
         source, _ = _record(network, image, options, {})
         forward = _forward_problem(source.recording)
         workspace_bytes = self._plan(network, image, options, {}).plan.workspace_bytes

@@ -12,6 +12,7 @@ from mobilevit_kernels.bench import results, runner
 from mobilevit_kernels.bench.implementations import Subject
 from mobilevit_kernels.bench.runner import Limits
 from mobilevit_kernels.bench.suite import Job, Variant
+from mobilevit_kernels.native import tuning
 
 GPU = torch.device("cuda")
 MB = 2**20
@@ -196,6 +197,16 @@ def test_lost_gpu_is_recorded(cuda) -> None:
     }  # fmt: skip
     assert "illegal memory access" in records["ours (cuda)"].reason
     assert records["sdpa"].reason == "the GPU was lost to ours (cuda)"
+
+
+def test_the_timer_of_tune_repeats_short_calls(cuda, monkeypatch) -> None:
+    """A launch in a graph costs 3 µs once; behind many repeats it does not count."""
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    replay = torch.cuda.CUDAGraph.replay
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", lambda graph: (cuda.work(0.003, 0), replay(graph)))
+    short, long = tuning.measure(GPU, [lambda: cuda.work(0.002, 0), lambda: cuda.work(1.5, 0)])
+    assert short == pytest.approx(2 + 3 / 20)
+    assert long == pytest.approx(1503)
 
 
 def test_weights_are_frozen() -> None:

@@ -26,16 +26,20 @@ _REPEATED_US = 100.0  # short calls are repeated in a measurement until they tak
 _ROUNDS = 15
 
 
-def measure(calls: Sequence[Callable[[], object]]) -> list[float]:
-    """Microseconds a call on the current GPU: the median of turns that the calls take, each as a CUDA graph.
+def measure(device: torch.device, calls: Sequence[Callable[[], object]]) -> list[float]:
+    """Microseconds a call on a GPU: the median of turns that the calls take, each as a CUDA graph.
 
     A short call is repeated inside its graph. Every turn begins behind a flush of the L2; what is repeated then finds
     its weights there, and its activations where they fit, as in a network.
     """
+    with torch.cuda.device(device):
+        return _measure(device, calls)
+
+
+def _measure(device: torch.device, calls: Sequence[Callable[[], object]]) -> list[float]:
     from mobilevit_kernels.bench.timing import Stopwatch, captured
 
-    nothing = torch.empty(0, device="cuda")
-    watch = Stopwatch(nothing.device)
+    watch, nothing = Stopwatch(device), torch.zeros(0, device=device)
 
     def graph(call: Callable[[], object], times: int) -> Callable[[Tensor], object]:
         def run(_: Tensor) -> None:
