@@ -9,6 +9,7 @@ inductor fuses plain PyTorch better than it fuses around an opaque node.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -25,6 +26,7 @@ from mobilevit_kernels.canonical import (
     TransformerWeights,
     named_tensors,
 )
+from mobilevit_kernels.ops._weights import check_weights
 from mobilevit_kernels.packed import Packed
 from mobilevit_kernels.rounding import round_weights
 
@@ -78,13 +80,16 @@ def pack(
         What the ops of :mod:`mobilevit_kernels.ops` take in place of ``weights``.
 
     Raises:
-        TypeError: ``weights`` is not a canonical dataclass.
-        ValueError: unknown backend or dtype.
+        TypeError: ``weights`` is not a canonical dataclass of floating-point tensors.
+        ValueError: a tensor's shape does not fit the others'; unknown backend or dtype.
         BackendUnavailable: the backend cannot serve this stage here, with the reason.
     """
     if type(weights) not in STAGE_OF:
         expected = ", ".join(cls.__name__ for cls in STAGE_OF)
         raise TypeError(f"weights: expected one of {expected}, got {type(weights).__name__}")
+    check_weights(weights)
+    if isinstance(weights, HeadWeights) and weights.fc_weight is not None and weights.fc_bias is None:
+        weights = replace(weights, fc_bias=weights.fc_weight.new_zeros(weights.fc_weight.shape[0]))
     stage = STAGE_OF[type(weights)]
     device = next(tensor for _, tensor in named_tensors(weights)).device if device is None else torch.device(device)
     if dtype is None:
