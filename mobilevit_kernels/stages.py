@@ -60,10 +60,19 @@ class Stage(nn.Module, Generic[W]):
             self.register_buffer(name.replace(".", "_"), tensor.detach().float().clone())
         self._names = [name for name, _ in canonical.named_tensors(weights)]
         self._others = {"eps": weights.eps} if isinstance(weights, TransformerWeights) else {}
+        self.training = False  # there is no other mode
+        self.configure(dtype=dtype, own_dtype=own_dtype, backend=backend)
+
+    def configure(self, *, dtype: torch.dtype | None, own_dtype: torch.dtype, backend: str) -> None:
+        """Sets the options of the class, and packs the weights for them.
+
+        Raises:
+            ValueError: unknown backend.
+            BackendUnavailable: ``backend`` was named and cannot serve.
+        """
+        self._backend = registry.check_name(backend)
         self._dtype = dtype
         self._own_dtype = own_dtype
-        self._backend = registry.check_name(backend)
-        self.training = False  # there is no other mode
         self.repack()
 
     @property
@@ -147,11 +156,14 @@ class StemStage(Stage[StemWeights]):
     def __init__(
         self, weights: StemWeights, *, normalize: tuple[Sequence[float], Sequence[float]] | None = None, **kwargs: Any
     ) -> None:
-        channels = weights.weight.shape[1]
-        for name, values in zip(("mean", "std"), check_normalize(normalize), strict=True):
-            if values and len(values) != channels:
-                raise ValueError(f"normalize: expected {channels} values of {name}, got {len(values)}")
         super().__init__(weights, **kwargs)
+        self.set_normalize(normalize)
+
+    def set_normalize(self, normalize: tuple[Sequence[float], Sequence[float]] | None) -> None:
+        """Sets the normalisation of images; ValueError for one that the stem's channels do not fit."""
+        for name, values in zip(("mean", "std"), check_normalize(normalize), strict=True):
+            if values and len(values) != self.packed.sizes[0]:
+                raise ValueError(f"normalize: expected {self.packed.sizes[0]} values of {name}, got {len(values)}")
         self.normalize = normalize
 
     @property
