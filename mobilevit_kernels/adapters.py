@@ -224,9 +224,14 @@ class TransformersMobileViT(nn.Module):
         return self.mobilevit.device
 
     @property
-    def dtype(self) -> torch.dtype:
-        """The compute dtype."""
+    def compute_dtype(self) -> torch.dtype:
+        """The dtype of activations inside the network."""
         return self.mobilevit.compute_dtype
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The compute dtype, under the name that transformers' models have for theirs."""
+        return self.compute_dtype
 
     def can_generate(self) -> bool:
         """False: for transformers' pipelines."""
@@ -326,15 +331,15 @@ class TransformersSegmenter(TransformersMobileViT):
 
     def __init__(self, stock: Any, spec: NetworkSpec, **kwargs: Any) -> None:
         super().__init__(stock, spec, **kwargs)
-        self.segmentation_head = copy.deepcopy(stock.segmentation_head).eval().to(self.dtype)
+        self.segmentation_head = copy.deepcopy(stock.segmentation_head).eval().to(self.compute_dtype)
 
     def configure(self, **options: Any) -> None:
         super().configure(**options)
-        self.segmentation_head.to(self.dtype)
+        self.segmentation_head.to(self.compute_dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TransformersSegmenter:
         super()._apply(fn, recurse)
-        self.segmentation_head.to(self.dtype)
+        self.segmentation_head.to(self.compute_dtype)
         return self
 
     def forward(
@@ -349,7 +354,7 @@ class TransformersSegmenter(TransformersMobileViT):
         if labels is not None and self.config.num_labels == 1:
             raise ValueError("labels: expected more than one label in config.num_labels to compute a loss, got 1")
         last, states = self._compute(pixel_values, output_hidden_states)
-        logits = self.segmentation_head([last.to(self.dtype)]).to(last.dtype)
+        logits = self.segmentation_head([last.to(self.compute_dtype)]).to(last.dtype)
         loss = None if labels is None else self._loss(logits, labels)
         return self._pack("SemanticSegmenterOutput", return_dict, loss=loss, logits=logits, hidden_states=states)
 

@@ -118,6 +118,9 @@ class Stage(nn.Module, Generic[W]):
         """The stage's sizes in a few words."""
         raise NotImplementedError
 
+    def extra_repr(self) -> str:
+        return f"{self.shape}; {self.packed.backend}, {str(self.packed.dtype).removeprefix('torch.')}"
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Stage[W]:
         # A cast takes every dtype to one; a move leaves each as it is.
         targets = {
