@@ -190,6 +190,9 @@ def test_op_arguments() -> None:
             ops.conv3x3(x, spec.weights)
         with pytest.raises(TypeError, match="weights"):
             mvk.pack("weights")
+        for dtype in (torch.int8, torch.float8_e4m3fn, "float16"):
+            with pytest.raises(ValueError, match="dtype"):
+                mvk.pack(spec.weights, dtype)
         packed = mvk.pack(spec.weights, torch.bfloat16, "cpu", "torch")
         with pytest.raises(TypeError, match="bfloat16"):
             ops.inverted_residual(x, packed)
@@ -236,6 +239,9 @@ def test_transformer_and_head_weights_that_do_not_fit() -> None:
     ):
         with pytest.raises((TypeError, ValueError), match=rf"^weights\.{words}"):
             mvk.pack(wrong)
+    for heads in (0, 5, "4"):
+        with pytest.raises(ValueError, match=r"^num_heads: expected a "):
+            mvk.pack(transformer, num_heads=heads)
     without_bias, zeros = (dataclasses.replace(head, fc_bias=bias) for bias in (None, torch.zeros(5)))
     x = torch.rand(2, 80, 3, 3)
     assert torch.equal(mvk.ops.head(x, without_bias), mvk.ops.head(x, zeros))
