@@ -97,7 +97,12 @@ class Stage(nn.Module, Generic[W]):
     def repack(self) -> None:
         """Derives the packed weights anew; needed by hand only after writing into the buffers."""
         self.choice = registry.choose(
-            self._backend, _dispatch.STAGE_OF[self.weights_class], self.weights, self.compute_dtype, self.device
+            self._backend,
+            _dispatch.STAGE_OF[self.weights_class],
+            self.weights,
+            self.compute_dtype,
+            self.device,
+            self._num_heads,
         )
         self.packed: Packed = _dispatch.pack(
             self.weights, self.compute_dtype, self.device, self.choice.backend, num_heads=self._num_heads
