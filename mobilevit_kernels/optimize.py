@@ -212,7 +212,9 @@ def _blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module | None, str, nn.M
 
 
 def restore(model: nn.Module) -> int:
-    """Undoes :func:`replace_blocks`: puts the original blocks back, on the device the new ones were on.
+    """Undoes :func:`replace_blocks`: puts the original blocks back.
+
+    They go to the device of the new ones, and to the dtype that the network was cast to meanwhile, if it was.
 
     Returns:
         How many places were restored.
@@ -226,8 +228,8 @@ def restore(model: nn.Module) -> int:
         for name, child in list(parent._modules.items()):
             original = None if child is None else child.__dict__.get("_original")
             if child is not None and original is not None:
-                device = next(stage.device for stage in child.modules() if isinstance(stage, Stage))
-                setattr(parent, name, original.to(device).train(child.training))
+                stage = next(stage for stage in child.modules() if isinstance(stage, Stage))
+                setattr(parent, name, original.to(device=stage.device, dtype=stage.cast_to).train(child.training))
                 restored += 1
     return restored
 

@@ -44,6 +44,7 @@ class Stage(nn.Module, Generic[W]):
     """
 
     weights_class: ClassVar[type]
+    cast_to: torch.dtype | None = None  # by the last cast, where there was one
     _num_heads: int | None = None  # of a transformer stage; packing may depend on it
 
     def __init__(
@@ -132,7 +133,7 @@ class Stage(nn.Module, Generic[W]):
             fn(torch.empty(0, dtype=dtype, device=self.device)).dtype for dtype in (torch.float32, torch.float64)
         }
         if len(targets) == 1:
-            self._dtype = targets.pop()
+            self.cast_to = self._dtype = targets.pop()
         for name, buffer in self._buffers.items():
             assert buffer is not None
             moved = fn(buffer)

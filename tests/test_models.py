@@ -346,6 +346,20 @@ def test_replace_blocks_inside_a_larger_network_and_restore() -> None:
         mvk.report(network)
 
 
+def test_restored_blocks_have_the_dtype_that_the_network_was_cast_to() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 16, 1), python_ref.InvertedResidual(16, 16)).eval()
+    x = images(1, 8, 8)
+    with torch.inference_mode():
+        expected = network(x)
+        mvk.replace_blocks(network, dtype=torch.bfloat16)  # not a cast of the network
+        mvk.restore(network)
+        assert torch.equal(network(x), expected)
+        mvk.replace_blocks(network)
+        network.double()
+        mvk.restore(network)
+        assert relative_error(network(x.double()), expected) <= 1e-6
+
+
 def test_replacing_twice_changes_nothing() -> None:
     network = nn.Sequential(python_ref.InvertedResidual(16, 16)).eval()
     mvk.replace_blocks(network)
