@@ -16,7 +16,16 @@ from mobilevit_kernels.ops import _checks
 from mobilevit_kernels.ops.stem import check_images
 from mobilevit_kernels.stages import Stage
 
-__all__ = ["Accuracy", "Comparison", "Images", "accuracy", "check_batches", "compare", "compute_dtypes"]
+__all__ = [
+    "Accuracy",
+    "Comparison",
+    "Images",
+    "accuracy",
+    "check_batches",
+    "compare",
+    "compute_dtypes",
+    "normalize_of",
+]
 
 Images: TypeAlias = Tensor | Iterable[Tensor]
 
@@ -223,9 +232,7 @@ def accuracy(stock: nn.Module, fast: nn.Module, images: Images) -> Accuracy:
 def compare(stock: nn.Module, fast: nn.Module, images: Images, name: str) -> Accuracy:
     """:func:`accuracy`, with the name that its argument ``images`` has in error messages."""
     stem = _stem_of(fast)
-    normalize = None if stem is None else stem.normalize
-    own_stem = _stem_of(stock)
-    own_normalize = None if own_stem is None else own_stem.normalize
+    normalize, own_normalize = normalize_of(fast), normalize_of(stock)
     if own_normalize is not None and _plain(own_normalize) != _plain(normalize):
         raise ValueError(
             f"{name}: cannot compare, because the model normalizes its images with {own_normalize} and the fused one "
@@ -340,6 +347,12 @@ def _stem_of(model: nn.Module) -> Any:
     if isinstance(model, TransformersMobileViT):
         return model.mobilevit.stem
     return model.stem if isinstance(model, MobileViT) else None
+
+
+def normalize_of(model: nn.Module) -> Normalize | None:
+    """The normalisation of an optimized model; None where it has none, or is not one."""
+    stem = _stem_of(model)
+    return None if stem is None else stem.normalize
 
 
 def _plain(normalize: Normalize | None) -> Any:

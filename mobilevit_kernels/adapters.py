@@ -5,10 +5,9 @@ timm and transformers are imported only here, on first use, and only for a model
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,15 @@ from torch import Tensor, nn
 from mobilevit_kernels.canonical import NetworkSpec
 from mobilevit_kernels.models import MobileViT
 
-__all__ = ["TimmFeatures", "TimmMobileViT", "TransformersMobileViT", "adapt"]
+__all__ = [
+    "TimmFeatures",
+    "TimmMobileViT",
+    "TransformersClassifier",
+    "TransformersFeatures",
+    "TransformersMobileViT",
+    "TransformersSegmenter",
+    "adapt",
+]
 
 
 class TimmMobileViT(MobileViT):
@@ -47,6 +54,10 @@ class TimmMobileViT(MobileViT):
     def _match_stock_head(self) -> None:
         if self.stock_head is not None:
             self.stock_head.to(self.compute_dtype)
+
+    def configure(self, **options: Any) -> None:
+        super().configure(**options)
+        self._match_stock_head()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TimmMobileViT:
         super()._apply(fn, recurse)
@@ -88,25 +99,32 @@ class TimmMobileViT(MobileViT):
         stop_early: bool = False,
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
+        exclude_final_conv: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
         """Maps at each reduction, as the stock method; the last is the head convolution's.
 
         Args:
             x: images.
             indices: an int: the last n; a list: those of (stem or layer 1, …, head); None: all.
-            norm, stop_early: accepted for the signature; there is no norm, and the whole network runs.
+            norm: accepted for the signature; there is no norm.
+            stop_early: the final map is the last one asked for. The whole network runs all the same.
             output_fmt: "NCHW" only.
             intermediates_only: leave out the final map.
+            exclude_final_conv: the last intermediate is the last layer's map, not the head convolution's.
         """
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt: expected 'NCHW', got {output_fmt!r}")
         from timm.models._features import feature_take_indices
 
         taps = _timm_taps([info["module"] for info in self.feature_info])
-        chosen, _ = feature_take_indices(len(taps), indices)
+        if exclude_final_conv:
+            taps = [len(self.layers) if tap is None else tap for tap in taps]
+        chosen, last = feature_take_indices(len(taps), indices)
         outputs = self.compute(x, pool=False, taps=tuple(tap for tap in taps if tap is not None))
         intermediates = [outputs[i] for i in chosen]
-        return intermediates if intermediates_only else (outputs[-1], intermediates)
+        if intermediates_only:
+            return intermediates
+        return outputs[last] if stop_early and last + 1 < len(taps) else outputs[-1], intermediates
 
     def get_classifier(self) -> nn.Module:
         """The classifier as a Linear of its own (Identity where there is none)."""
@@ -158,11 +176,31 @@ class TimmFeatures(MobileViT):
         return outputs if self._with_final_map else outputs[:-1]
 
 
-class TransformersMobileViT(nn.Module):
-    """An optimized ``MobileViTModel``, ``MobileViTForImageClassification`` or ``MobileViTForSemanticSegmentation``.
+class _Backbone(MobileViT):
+    """The network inside a transformers model.
 
-    Same call signature, same ModelOutput classes. The DeepLabV3 head of the segmentation model is the stock one, copied
-    and run in the compute dtype. With ``labels`` the stock loss is computed, without gradients.
+    Args:
+        spec: canonical description.
+        pool: whether the model's task wants the head's pool.
+        config: the model's.
+        kwargs: as for :class:`~mobilevit_kernels.MobileViT`.
+    """
+
+    def __init__(self, spec: NetworkSpec, *, pool: bool, config: Any, **kwargs: Any) -> None:
+        super().__init__(spec, **kwargs)
+        self.pool = pool
+        self.config = config
+
+    def outputs(self, hidden_states: bool) -> dict[str, Any]:
+        """What a call of the model asks of :meth:`run`."""
+        return {"pool": self.pool, "taps": tuple(range(1, len(self.layers) + 1)) if hidden_states else ()}
+
+    def _default_outputs(self) -> dict[str, Any]:
+        return self.outputs(self.config.output_hidden_states)
+
+
+class TransformersMobileViT(nn.Module):
+    """An optimized transformers model: same call signature, same ModelOutput classes.
 
     Args:
         stock: the transformers model.
@@ -172,19 +210,12 @@ class TransformersMobileViT(nn.Module):
 
     main_input_name = "pixel_values"
     base_model_prefix = "mobilevit"
+    pool: ClassVar[bool] = False
 
     def __init__(self, stock: Any, spec: NetworkSpec, **kwargs: Any) -> None:
         super().__init__()
         self.config: Any = copy.deepcopy(stock.config)
-        self.task = {
-            "MobileViTForImageClassification": "classification",
-            "MobileViTForSemanticSegmentation": "segmentation",
-        }.get(next(c.__name__ for c in type(stock).__mro__ if c.__module__.startswith("transformers.")), "features")
-        self.mobilevit = MobileViT(spec, **kwargs)
-        self.segmentation_head = copy.deepcopy(stock.segmentation_head).eval() if self.task == "segmentation" else None
-        if self.task == "classification":
-            self.loss_function: Any = stock.loss_function
-        self._match_segmentation_head()
+        self.mobilevit = _Backbone(spec, pool=self.pool, config=self.config, **kwargs)
         self.training = False
 
     @property
@@ -193,53 +224,62 @@ class TransformersMobileViT(nn.Module):
         return self.mobilevit.device
 
     @property
-    def dtype(self) -> torch.dtype:
-        """The compute dtype."""
+    def compute_dtype(self) -> torch.dtype:
+        """The dtype of activations inside the network."""
         return self.mobilevit.compute_dtype
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The compute dtype, under the name that transformers' models have for theirs."""
+        return self.compute_dtype
 
     def can_generate(self) -> bool:
         """False: for transformers' pipelines."""
         return False
 
+    def configure(self, **options: Any) -> None:
+        """As :meth:`mobilevit_kernels.MobileViT.configure`."""
+        self.mobilevit.configure(**options)
+
     def capture(self, batch_size: int, height: int = 256, width: int = 256, **kwargs: Any) -> TransformersMobileViT:
         """As :meth:`mobilevit_kernels.MobileViT.capture`, of the backbone as a plain call of the model runs it."""
-        with self._plain_call():
-            self.mobilevit.capture(batch_size, height, width, **kwargs)
+        self.mobilevit.capture(batch_size, height, width, **kwargs)
         return self
 
     def tune(self, batch_size: int, height: int = 256, width: int = 256, **kwargs: Any) -> TransformersMobileViT:
         """As :meth:`mobilevit_kernels.MobileViT.tune`, of the backbone as a plain call of the model runs it."""
-        with self._plain_call():
-            self.mobilevit.tune(batch_size, height, width, **kwargs)
+        self.mobilevit.tune(batch_size, height, width, **kwargs)
         return self
 
-    @contextlib.contextmanager
-    def _plain_call(self) -> Iterator[None]:
-        """The backbone's default outputs are those that a plain call of this model asks for."""
-        self.mobilevit._default_outputs = lambda: self._outputs(hidden_states=False)  # type: ignore[method-assign]
-        try:
-            yield
-        finally:
-            del self.mobilevit._default_outputs
+    def graph_input(self, batch_size: int, height: int = 256, width: int = 256, **kwargs: Any) -> Tensor:
+        """As :meth:`mobilevit_kernels.MobileViT.graph_input`; pass it as ``pixel_values``."""
+        return self.mobilevit.graph_input(batch_size, height, width, **kwargs)
 
-    def _match_segmentation_head(self) -> None:
-        if self.segmentation_head is not None:
-            self.segmentation_head.to(self.mobilevit.compute_dtype)
+    def _compute(
+        self, pixel_values: Tensor | None, output_hidden_states: bool | None
+    ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+        """The backbone's result and the maps after each layer, in the images' dtype."""
+        if pixel_values is None:
+            raise ValueError("pixel_values: expected images (B, 3, H, W), got None")
+        hidden_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        *maps, last = self.mobilevit.compute(pixel_values, **self.mobilevit.outputs(hidden_states))
+        return last, tuple(maps) if hidden_states else None
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TransformersMobileViT:
-        super()._apply(fn, recurse)
-        self._match_segmentation_head()
-        return self
+    def _pack(self, output_class: str, return_dict: bool | None, **fields: Any) -> Any:
+        if not (self.config.return_dict if return_dict is None else return_dict):
+            return tuple(value for value in fields.values() if value is not None)
+        from transformers import modeling_outputs
 
-    def _outputs(self, hidden_states: bool) -> dict[str, Any]:
-        every_layer = tuple(range(1, len(self.mobilevit.layers) + 1))
-        return {"pool": self.task == "classification", "taps": every_layer if hidden_states else ()}
+        return getattr(modeling_outputs, output_class)(**fields)
+
+
+class TransformersFeatures(TransformersMobileViT):
+    """An optimized ``MobileViTModel``."""
 
     def forward(
         self,
         pixel_values: Tensor | None = None,
         output_hidden_states: bool | None = None,
-        labels: Tensor | None = None,
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> Any:
@@ -249,48 +289,90 @@ class TransformersMobileViT(nn.Module):
             pixel_values: (B, 3, H, W) images in the stock model's channel order (BGR for Apple's weights); uint8
                 (B, H, W, 3) with ``normalize``.
             output_hidden_states: also return the maps after each of the 5 layers.
-            labels: for the loss of a classification or segmentation model.
             return_dict: False: tuples.
             kwargs: ignored, as the stock model ignores them.
         """
-        if pixel_values is None:
-            raise ValueError("pixel_values: expected images (B, 3, H, W), got None")
-        if labels is not None and self.task == "segmentation" and self.config.num_labels == 1:
-            raise ValueError("labels: expected more than one label in config.num_labels to compute a loss, got 1")
-        hidden_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        return_dict = self.config.return_dict if return_dict is None else return_dict
-        *maps, last = self.mobilevit.compute(pixel_values, **self._outputs(hidden_states))
-        states = tuple(maps) if hidden_states else None
-        if self.task == "classification":
-            loss = None if labels is None else self.loss_function(labels, last, self.config)
-            return self._pack(
-                "ImageClassifierOutputWithNoAttention", return_dict, loss=loss, logits=last, states=states
-            )
-        if self.task == "segmentation":
-            assert self.segmentation_head is not None
-            logits = self.segmentation_head([last.to(self.dtype)]).to(last.dtype)
-            loss = None if labels is None else self._segmentation_loss(logits, labels)
-            return self._pack("SemanticSegmenterOutput", return_dict, loss=loss, logits=logits, states=states)
-        pooled = None if self.mobilevit.head is None else last.mean((2, 3))
+        last, states = self._compute(pixel_values, output_hidden_states)
         return self._pack(
             "BaseModelOutputWithPoolingAndNoAttention",
             return_dict,
             last_hidden_state=last,
-            pooler_output=pooled,
-            states=states,
+            pooler_output=None if self.mobilevit.head is None else last.mean((2, 3)),
+            hidden_states=states,
         )
 
-    def _segmentation_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+
+class TransformersClassifier(TransformersMobileViT):
+    """An optimized ``MobileViTForImageClassification``. With ``labels`` the stock loss is computed, no gradients."""
+
+    pool = True
+
+    def __init__(self, stock: Any, spec: NetworkSpec, **kwargs: Any) -> None:
+        super().__init__(stock, spec, **kwargs)
+        self.loss_function: Any = stock.loss_function
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        labels: Tensor | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As :meth:`TransformersFeatures.forward`; ``labels`` (B,) are for the loss."""
+        logits, states = self._compute(pixel_values, output_hidden_states)
+        loss = None if labels is None else self.loss_function(labels, logits, self.config)
+        return self._pack(
+            "ImageClassifierOutputWithNoAttention", return_dict, loss=loss, logits=logits, hidden_states=states
+        )
+
+
+class TransformersSegmenter(TransformersMobileViT):
+    """An optimized ``MobileViTForSemanticSegmentation``.
+
+    Its DeepLabV3 head is the stock one, copied and run in the compute dtype. With ``labels`` the stock loss is
+    computed, without gradients.
+    """
+
+    def __init__(self, stock: Any, spec: NetworkSpec, **kwargs: Any) -> None:
+        super().__init__(stock, spec, **kwargs)
+        self.segmentation_head = copy.deepcopy(stock.segmentation_head).eval().to(self.compute_dtype)
+
+    def configure(self, **options: Any) -> None:
+        super().configure(**options)
+        self.segmentation_head.to(self.compute_dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TransformersSegmenter:
+        super()._apply(fn, recurse)
+        self.segmentation_head.to(self.compute_dtype)
+        return self
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As :meth:`TransformersFeatures.forward`; ``labels`` (B, height, width) are for the loss."""
+        if labels is not None and self.config.num_labels == 1:
+            raise ValueError("labels: expected more than one label in config.num_labels to compute a loss, got 1")
+        last, states = self._compute(pixel_values, output_hidden_states)
+        logits = self.segmentation_head([last.to(self.compute_dtype)]).to(last.dtype)
+        loss = None if labels is None else self._loss(logits, labels)
+        return self._pack("SemanticSegmenterOutput", return_dict, loss=loss, logits=logits, hidden_states=states)
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         logits = nn.functional.interpolate(logits.float(), size=labels.shape[-2:], mode="bilinear", align_corners=False)
         return nn.functional.cross_entropy(logits, labels, ignore_index=self.config.semantic_loss_ignore_index)
 
-    @staticmethod
-    def _pack(output_class: str, return_dict: bool, *, states: tuple[Tensor, ...] | None, **fields: Any) -> Any:
-        if not return_dict:
-            return tuple(value for value in (*fields.values(), states) if value is not None)
-        from transformers import modeling_outputs
 
-        return getattr(modeling_outputs, output_class)(**fields, hidden_states=states)
+_TRANSFORMERS = {
+    "MobileViTModel": TransformersFeatures,
+    "MobileViTForImageClassification": TransformersClassifier,
+    "MobileViTForSemanticSegmentation": TransformersSegmenter,
+}
 
 
 def adapt(stock: nn.Module, source: Any, **kwargs: Any) -> nn.Module:
@@ -302,7 +384,8 @@ def adapt(stock: nn.Module, source: Any, **kwargs: Any) -> nn.Module:
         kwargs: as for :class:`~mobilevit_kernels.MobileViT`.
     """
     if source.kind == "transformers":
-        return TransformersMobileViT(stock, source.network, **kwargs)
+        names = (cls.__name__ for cls in type(stock).__mro__ if cls.__module__.startswith("transformers."))
+        return _TRANSFORMERS[next(names)](stock, source.network, **kwargs)
     if source.kind == "timm" and hasattr(stock, "return_layers"):
         return TimmFeatures(stock, source.network, **kwargs)
     if source.kind == "timm":

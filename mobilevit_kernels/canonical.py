@@ -100,7 +100,7 @@ class HeadWeights:
     conv_weight: Tensor  # (hidden, C, 1, 1)
     conv_bias: Tensor  # (hidden,)
     fc_weight: Tensor | None = None  # (classes, hidden); None: the pooled features are the output
-    fc_bias: Tensor | None = None  # (classes,)
+    fc_bias: Tensor | None = None  # (classes,); None: zeros
 
 
 @dataclass(frozen=True)

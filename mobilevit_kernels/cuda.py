@@ -89,7 +89,11 @@ def status() -> Status:
 
 
 def refusal(
-    stage: str, weights: StageWeights | AttentionShape | None, dtype: torch.dtype, device: torch.device
+    stage: str,
+    weights: StageWeights | AttentionShape | None,
+    dtype: torch.dtype,
+    device: torch.device,
+    num_heads: int | None = None,
 ) -> str | None:
     """Why the CUDA kernels cannot serve these weights; None: they can."""
     if device.type != "cuda":
@@ -102,7 +106,7 @@ def refusal(
         return "the extension is built for {}, {} has compute capability {}.{}".format(
             extension.architectures, device, *capability
         )
-    return native.refusal("cuda", stage, weights, dtype, device)
+    return native.refusal("cuda", stage, weights, dtype, device, num_heads)
 
 
 def stage_module(stage: str) -> ModuleType:

@@ -37,8 +37,11 @@ def _linear(out_features: int, in_features: int) -> Tensor:
 def inverted_residual(
     in_channels: int, out_channels: int, stride: int, expand_ratio: float, dilation: int = 1
 ) -> InvertedResidualSpec:
-    """An inverted residual; its hidden channels are rounded to a multiple of 8 as MobileNetV2 does."""
-    hidden_channels = max(8, int(round(in_channels * expand_ratio) + 4) // 8 * 8)
+    """An inverted residual; hidden channels are rounded to a multiple of 8, never below 90 %, as MobileNetV2 does."""
+    wanted = round(in_channels * expand_ratio)
+    hidden_channels = max(8, (wanted + 4) // 8 * 8)
+    if 10 * hidden_channels < 9 * wanted:
+        hidden_channels += 8
     weights = InvertedResidualWeights(
         expand_weight=_conv(hidden_channels, in_channels, 1),
         expand_bias=torch.zeros(hidden_channels),

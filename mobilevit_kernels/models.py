@@ -1,4 +1,7 @@
-"""Drop-in modules: inverted residual, MobileViT block, and the whole network."""
+"""Drop-in modules: inverted residual, MobileViT block, and the whole network.
+
+Above 500 lines, because each of the three has its constructors and their documented arguments here.
+"""
 
 from __future__ import annotations
 
@@ -123,10 +126,15 @@ class InvertedResidual(_Block):
         dtype: torch.dtype | None = None,
         backend: str = "auto",
     ) -> InvertedResidual:
-        """A block with random weights; hidden channels: ``in_channels · expand_ratio`` rounded to a multiple of 8."""
+        """A block with random weights; hidden channels: ``in_channels · expand_ratio`` rounded to a multiple of 8.
+
+        Raises:
+            ValueError: a number that is not positive, a stride other than 1 and 2, a bad option.
+        """
         for name, value in (("in_channels", in_channels), ("out_channels", out_channels), ("dilation", dilation)):
             _checks.check_positive(name, value)
         _checks.check_one_of("stride", stride, (1, 2))
+        _checks.check_ratio("expand_ratio", expand_ratio)
         spec = initialize.inverted_residual(in_channels, out_channels, stride, expand_ratio, dilation)
         return cls(spec, dtype=dtype, backend=backend)
 
@@ -209,6 +217,9 @@ class MobileViTBlock(_Block):
             dilation: of the local convolution.
             fusion: False: no concatenation and no fusion convolution.
             dtype, backend: as for :class:`InvertedResidual`.
+
+        Raises:
+            ValueError: a number that is not positive, heads that do not divide the width, a bad option.
         """
         for name, value in (
             ("in_channels", in_channels),
@@ -219,6 +230,7 @@ class MobileViTBlock(_Block):
         ):
             _checks.check_positive(name, value)
         _checks.check_divides("num_heads", num_heads, "transformer_dim", transformer_dim)
+        _checks.check_ratio("mlp_ratio", mlp_ratio)
         spec = initialize.mobilevit_block(
             in_channels,
             transformer_dim,
@@ -336,10 +348,30 @@ class MobileViT(nn.Module):
         """
         if not isinstance(config, MobileViTConfig):
             config = get_config(config)
-        if num_classes != 0:
-            _checks.check_positive("num_classes", num_classes)
+        if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 0:
+            raise ValueError(f"num_classes: expected 0 or a positive integer, got {_checks.describe(num_classes)}")
         spec = initialize.network(config, num_classes)
         return cls(spec, dtype=dtype, backend=backend, normalize=normalize)
+
+    def configure(
+        self,
+        *,
+        dtype: torch.dtype | None = None,
+        backend: str = "auto",
+        normalize: Normalize | None = None,
+        graph: bool = False,
+        own_dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """Sets the options of the class anew; the weights stay.
+
+        Raises:
+            ValueError: a bad option.
+            BackendUnavailable: ``backend`` was named and cannot serve.
+        """
+        self.stem.set_normalize(normalize)
+        for stage in self.stages():
+            stage.configure(dtype=dtype, own_dtype=own_dtype, backend=backend)
+        self.engine = Engine(automatic=graph)
 
     @property
     def spec(self) -> NetworkSpec:
@@ -563,13 +595,11 @@ def create_model(
 
 
 def own_dtype_of(module: nn.Module) -> torch.dtype:
-    """The dtype of a stock module's first floating-point parameter."""
+    """The dtype of a stock module's first floating-point parameter; of an optimized model, the compute dtype."""
     for tensor in module.parameters():
         if tensor.is_floating_point():
             return tensor.dtype
-    if isinstance(module, MobileViT):
-        return module.compute_dtype
-    return torch.float32
+    return next((stage.compute_dtype for stage in module.modules() if isinstance(stage, Stage)), torch.float32)
 
 
 def _read_block(module: nn.Module, spec_class: type, what: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -10,8 +11,8 @@ import torch
 from torch import nn
 
 from mobilevit_kernels import convert
-from mobilevit_kernels.accuracy import Images, check_batches, compare, compute_dtypes
-from mobilevit_kernels.adapters import adapt
+from mobilevit_kernels.accuracy import Images, check_batches, compare, compute_dtypes, normalize_of
+from mobilevit_kernels.adapters import TransformersMobileViT, adapt
 from mobilevit_kernels.canonical import InvertedResidualSpec
 from mobilevit_kernels.models import InvertedResidual, MobileViT, MobileViTBlock, Normalize, own_dtype_of
 from mobilevit_kernels.registry import check_name
@@ -28,6 +29,12 @@ def check_dtype(dtype: object) -> None:
         raise ValueError(f"dtype: expected torch.float16, bfloat16, float32, float64 or None, got {dtype!r}")
 
 
+def check_module(model: object) -> None:
+    """Raises unless ``model`` is a module."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+
+
 def optimize(
     model: nn.Module,
     dtype: torch.dtype | None = None,
@@ -42,14 +49,14 @@ def optimize(
         model: a timm ``mobilevit_{xxs,xs,s}`` (also ``features_only``, ``num_classes=0``, any ``output_stride``), a
             transformers ``MobileViTModel``, ``MobileViTForImageClassification`` or
             ``MobileViTForSemanticSegmentation``, ml-cvnets' MobileViT, ``python_ref.MobileViT`` or
-            :class:`mobilevit_kernels.MobileViT`. It is not changed.
+            :class:`mobilevit_kernels.MobileViT`; or what this function returned. It is not changed.
         dtype: compute dtype; None: float16 while on a GPU, the model's own elsewhere. Results come back in the input's
             dtype.
         backend: "auto", "cuda", "triton", "torch" or "simt".
         graph: capture a CUDA graph for each new input shape.
         normalize: ``(mean, std)`` in units of 0…1, applied to the images in the stem; with it the model also takes
             uint8 (B, H, W, C) images. Channels stay in the order that ``model`` takes. None: what ``model`` itself has,
-            where it is a :class:`mobilevit_kernels.MobileViT`.
+            where it is this library's.
         accuracy_check: images of your own, as :func:`mobilevit_kernels.accuracy` takes them: both models run on them,
             and the Report of the result has the errors and agreements.
 
@@ -64,14 +71,13 @@ def optimize(
         BackendUnavailable: ``backend`` was named and cannot serve.
         RuntimeError: ``graph`` where there is no CUDA.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    check_module(model)
     check_dtype(dtype)
     check_name(backend)
     if graph and not torch.cuda.is_available():
         raise RuntimeError("graph: CUDA graphs need a CUDA device, and torch.cuda.is_available() is False")
-    if normalize is None and isinstance(model, MobileViT):
-        normalize = model.stem.normalize
+    if normalize is None:
+        normalize = normalize_of(model)
     if accuracy_check is not None:
         check_batches("accuracy_check", accuracy_check, normalize)
     kwargs: dict[str, Any] = {
@@ -82,8 +88,11 @@ def optimize(
         "own_dtype": own_dtype_of(model),
     }
     with torch.no_grad():
-        if isinstance(model, MobileViT):
-            fast: nn.Module = MobileViT(model.spec, **kwargs)
+        if isinstance(model, MobileViT | TransformersMobileViT):
+            again = copy.deepcopy(model).eval()
+            again.__dict__.pop("_accuracy", None)
+            again.configure(**kwargs)
+            fast: nn.Module = again
         else:
             fast = adapt(model, convert.read_network(model), **kwargs)
     if accuracy_check is not None:
@@ -110,10 +119,13 @@ def load(
         dtype, backend, normalize: as for :func:`optimize`.
 
     Raises:
+        TypeError: ``checkpoint`` is not a path.
         FileNotFoundError: there is no such file.
-        ValueError: an unknown name; a file that is no checkpoint; missing, extra or wrongly shaped tensors, by name.
+        ValueError: an unknown name or backend; a file that is no checkpoint; missing, extra or wrongly shaped tensors,
+            by name.
     """
     check_dtype(dtype)
+    check_name(backend)
     network = convert.load_network(name, checkpoint)
     return MobileViT(network, dtype=dtype, backend=backend, normalize=normalize)
 
@@ -135,8 +147,7 @@ def replace_blocks(model: nn.Module, dtype: torch.dtype | None = None, backend: 
         ValueError: a bad option; ``model`` is itself a block (there is no parent to put the new one into).
         BackendUnavailable: ``backend`` was named and cannot serve; nothing has been replaced then.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    check_module(model)
     check_dtype(dtype)
     check_name(backend)
     before = sum(isinstance(module, InvertedResidual | MobileViTBlock) for module in model.modules())
@@ -201,18 +212,24 @@ def _blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module | None, str, nn.M
 
 
 def restore(model: nn.Module) -> int:
-    """Undoes :func:`replace_blocks`: puts the original blocks back, on the device the new ones were on.
+    """Undoes :func:`replace_blocks`: puts the original blocks back.
+
+    They go to the device of the new ones, and to the dtype that the network was cast to meanwhile, if it was.
 
     Returns:
         How many places were restored.
+
+    Raises:
+        TypeError: ``model`` is not an nn.Module.
     """
+    check_module(model)
     restored = 0
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):
             original = None if child is None else child.__dict__.get("_original")
             if child is not None and original is not None:
-                device = next(stage.device for stage in child.modules() if isinstance(stage, Stage))
-                setattr(parent, name, original.to(device).train(child.training))
+                stage = next(stage for stage in child.modules() if isinstance(stage, Stage))
+                setattr(parent, name, original.to(device=stage.device, dtype=stage.cast_to).train(child.training))
                 restored += 1
     return restored
 
@@ -227,8 +244,10 @@ def report(model: nn.Module) -> Report:
             :func:`replace_blocks` was called on.
 
     Raises:
+        TypeError: ``model`` is not an nn.Module.
         ValueError: nothing in ``model`` is served by this library.
     """
+    check_module(model)
     rows = _rows(model, "")
     if not rows:
         raise ValueError(f"model: expected an optimized model or one with replaced blocks, got {type(model).__name__}")

@@ -3,7 +3,8 @@
 A backend is a package or module with
 
 * ``status() -> Status``: can it run on this machine at all;
-* ``refusal(stage, weights, dtype, device) -> str | None``: why it cannot serve these weights (None: it can);
+* ``refusal(stage, weights, dtype, device, num_heads) -> str | None``: why it cannot serve these weights (None: it can);
+  ``num_heads`` is that of a transformer stage, None where it is not known;
 * ``stage_module(stage)``: the module of one stage, with
 
   - ``pack(weights, dtype, device) -> tuple of tensors``, a pure function,
@@ -77,20 +78,30 @@ def check_name(backend: str) -> str:
 
 
 def _obstacle(
-    name: str, stage: str, weights: StageWeights | AttentionShape | None, dtype: torch.dtype, device: torch.device
+    name: str,
+    stage: str,
+    weights: StageWeights | AttentionShape | None,
+    dtype: torch.dtype,
+    device: torch.device,
+    num_heads: int | None,
 ) -> str | None:
     module = load(name)
     status: Status = module.status()
     if not status.available:
         return status.reason
-    reason: str | None = module.refusal(stage, weights, dtype, device)
+    reason: str | None = module.refusal(stage, weights, dtype, device, num_heads)
     return reason
 
 
 def choose(
-    backend: str, stage: str, weights: StageWeights | AttentionShape | None, dtype: torch.dtype, device: torch.device
+    backend: str,
+    stage: str,
+    weights: StageWeights | AttentionShape | None,
+    dtype: torch.dtype,
+    device: torch.device,
+    num_heads: int | None = None,
 ) -> Choice:
-    """Picks the backend for a stage.
+    """Picks the backend for a stage; ``num_heads`` is that of a transformer stage, where it is known.
 
     "auto" on a GPU takes the first of cuda, triton, torch that can serve; elsewhere torch.
 
@@ -100,7 +111,7 @@ def choose(
     """
     check_name(backend)
     if backend != "auto":
-        obstacle = _obstacle(backend, stage, weights, dtype, device)
+        obstacle = _obstacle(backend, stage, weights, dtype, device, num_heads)
         if obstacle is not None:
             raise BackendUnavailable(f"backend={backend!r} cannot serve {stage}: {obstacle}")
         return Choice(backend, "asked for")
@@ -108,7 +119,7 @@ def choose(
         return Choice("torch", f"the weights are on {device.type}")
     passed_over: list[str] = []
     for name in ("cuda", "triton"):
-        obstacle = _obstacle(name, stage, weights, dtype, device)
+        obstacle = _obstacle(name, stage, weights, dtype, device, num_heads)
         if obstacle is None:
             return Choice(name, "; ".join(passed_over) or "first choice on a GPU")
         passed_over.append(f"{name}: {obstacle}")

@@ -45,6 +45,7 @@ class Stage(nn.Module, Generic[W]):
     """
 
     weights_class: ClassVar[type]
+    cast_to: torch.dtype | None = None  # by the last cast, where there was one
     _num_heads: int | None = None  # of a transformer stage; packing may depend on it
 
     def __init__(
@@ -61,10 +62,19 @@ class Stage(nn.Module, Generic[W]):
             self.register_buffer(name.replace(".", "_"), tensor.detach().float().clone())
         self._names = [name for name, _ in canonical.named_tensors(weights)]
         self._others = {"eps": weights.eps} if isinstance(weights, TransformerWeights) else {}
+        self.training = False  # there is no other mode
+        self.configure(dtype=dtype, own_dtype=own_dtype, backend=backend)
+
+    def configure(self, *, dtype: torch.dtype | None, own_dtype: torch.dtype, backend: str) -> None:
+        """Sets the options of the class, and packs the weights for them.
+
+        Raises:
+            ValueError: unknown backend.
+            BackendUnavailable: ``backend`` was named and cannot serve.
+        """
+        self._backend = registry.check_name(backend)
         self._dtype = dtype
         self._own_dtype = own_dtype
-        self._backend = registry.check_name(backend)
-        self.training = False  # there is no other mode
         self.repack()
 
     @property
@@ -89,7 +99,12 @@ class Stage(nn.Module, Generic[W]):
     def repack(self) -> None:
         """Derives the packed weights anew; needed by hand only after writing into the buffers."""
         self.choice = registry.choose(
-            self._backend, _dispatch.STAGE_OF[self.weights_class], self.weights, self.compute_dtype, self.device
+            self._backend,
+            _dispatch.STAGE_OF[self.weights_class],
+            self.weights,
+            self.compute_dtype,
+            self.device,
+            self._num_heads,
         )
         self.packed: Packed = _dispatch.pack(
             self.weights, self.compute_dtype, self.device, self.choice.backend, num_heads=self._num_heads
@@ -111,13 +126,16 @@ class Stage(nn.Module, Generic[W]):
         """The stage's sizes in a few words."""
         raise NotImplementedError
 
+    def extra_repr(self) -> str:
+        return f"{self.shape}; {self.packed.backend}, {str(self.packed.dtype).removeprefix('torch.')}"
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Stage[W]:
         # A cast takes every dtype to one; a move leaves each as it is.
         targets = {
             fn(torch.empty(0, dtype=dtype, device=self.device)).dtype for dtype in (torch.float32, torch.float64)
         }
         if len(targets) == 1:
-            self._dtype = targets.pop()
+            self.cast_to = self._dtype = targets.pop()
         for name, buffer in self._buffers.items():
             assert buffer is not None
             moved = fn(buffer)
@@ -149,11 +167,14 @@ class StemStage(Stage[StemWeights]):
     def __init__(
         self, weights: StemWeights, *, normalize: tuple[Sequence[float], Sequence[float]] | None = None, **kwargs: Any
     ) -> None:
-        channels = weights.weight.shape[1]
-        for name, values in zip(("mean", "std"), check_normalize(normalize), strict=True):
-            if values and len(values) != channels:
-                raise ValueError(f"normalize: expected {channels} values of {name}, got {len(values)}")
         super().__init__(weights, **kwargs)
+        self.set_normalize(normalize)
+
+    def set_normalize(self, normalize: tuple[Sequence[float], Sequence[float]] | None) -> None:
+        """Sets the normalisation of images; ValueError for one that the stem's channels do not fit."""
+        for name, values in zip(("mean", "std"), check_normalize(normalize), strict=True):
+            if values and len(values) != self.packed.sizes[0]:
+                raise ValueError(f"normalize: expected {self.packed.sizes[0]} values of {name}, got {len(values)}")
         self.normalize = normalize
 
     @property

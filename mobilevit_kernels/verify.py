@@ -3,6 +3,8 @@
 ``reference`` is each stage in plain PyTorch, written apart from every backend. In float64 it is the truth; in a lower
 dtype it is the stock computation. A backend passes where its relative L2 error against the truth is at most
 ``MAX_STAGE_RATIO`` times the stock's, in float32 where it is at most ``MAX_FLOAT32_ERROR``.
+
+Above 500 lines, so that the whole contract, each stage's reference and its random cases can be read in one place.
 """
 
 from __future__ import annotations

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+
 import pytest
 import torch
 from stock import timm_model, transformers_model
@@ -142,6 +145,21 @@ def test_unknown_names_and_options() -> None:
         mvk.replace_blocks(python_ref.InvertedResidual(8, 8))
     with pytest.raises(ValueError, match="num_heads"):
         mvk.MobileViTBlock.from_config(24, 50, 2, num_heads=4)
+    for ratio in (0, -1.0, float("nan"), "2"):
+        with pytest.raises(ValueError, match="expand_ratio: expected a positive number"):
+            mvk.InvertedResidual.from_config(8, 8, expand_ratio=ratio)
+        with pytest.raises(ValueError, match="mlp_ratio: expected a positive number"):
+            mvk.MobileViTBlock.from_config(24, 48, 2, mlp_ratio=ratio)
+    for classes in (-1, 2.0, None):
+        with pytest.raises(ValueError, match="num_classes: expected 0 or a positive integer"):
+            mvk.create_model("mobilevit_xxs", classes)
+    for function in (mvk.restore, mvk.report, mvk.replace_blocks):
+        with pytest.raises(TypeError, match=r"model: expected a torch\.nn\.Module, got str"):
+            function("mobilevit_s")
+    with pytest.raises(TypeError, match="checkpoint: expected a path, got NoneType"):
+        mvk.load("mobilevit_xxs", None)
+    with pytest.raises(ValueError, match="backend"):
+        mvk.load("mobilevit_xxs", "none.pt", backend="tensorrt")
 
 
 @pytest.mark.parametrize("backend", ["cuda", "triton", "simt"])
@@ -172,6 +190,9 @@ def test_op_arguments() -> None:
             ops.conv3x3(x, spec.weights)
         with pytest.raises(TypeError, match="weights"):
             mvk.pack("weights")
+        for dtype in (torch.int8, torch.float8_e4m3fn, "float16"):
+            with pytest.raises(ValueError, match="dtype"):
+                mvk.pack(spec.weights, dtype)
         packed = mvk.pack(spec.weights, torch.bfloat16, "cpu", "torch")
         with pytest.raises(TypeError, match="bfloat16"):
             ops.inverted_residual(x, packed)
@@ -183,6 +204,8 @@ def test_op_arguments() -> None:
             ops.inverted_residual(x[:, :8], spec.weights)
         with pytest.raises(ValueError, match="num_heads"):
             ops.unfold_attention_fold(torch.rand(1, 48, 4, 4), num_heads=5)
+        with pytest.raises(TypeError, match="scale: expected a number"):
+            ops.unfold_attention_fold(torch.rand(1, 48, 4, 4), num_heads=4, scale="1")
         with pytest.raises(ValueError, match="patch_size"):
             ops.unfold_attention_fold(torch.rand(1, 48, 5, 4), num_heads=4)
         conv = mvk.MobileViTBlock.from_config(8, 16, 1).spec.fusion
@@ -190,6 +213,38 @@ def test_op_arguments() -> None:
             ops.conv3x3(x[:, :8], conv, x2=x[:, :8, :4])
         with pytest.raises(ValueError, match="activation"):
             ops.conv3x3(x, conv, activation="relu")
+
+
+@pytest.mark.parametrize("field", ["weight", "bias"])
+@pytest.mark.parametrize(
+    "wrong", [torch.rand(7), torch.rand(8, 8, 5, 5), None, [1.0], torch.ones(8, dtype=torch.int64)]
+)
+def test_weights_that_do_not_fit_each_other(field: str, wrong: object) -> None:
+    """Backends read sizes off one tensor and would take the others for what they are not."""
+    weights = mvk.canonical.Conv3x3Weights(torch.rand(8, 8, 3, 3), torch.rand(8))
+    wrong_weights = dataclasses.replace(weights, **{field: wrong})
+    with pytest.raises((TypeError, ValueError), match=rf"^weights\.{field}: expected a .*tensor \(C_out.*, got "):
+        mvk.ops.conv3x3(torch.rand(1, 8, 4, 4), wrong_weights)
+
+
+def test_transformer_and_head_weights_that_do_not_fit() -> None:
+    spec = mvk.create_model("mobilevit_xxs", num_classes=5).spec
+    transformer, head = spec.layers[2][1].transformer, spec.head
+    layers = (transformer.layers[0], dataclasses.replace(transformer.layers[1], qkv_weight=torch.rand(64, 64)))
+    for wrong, words in (
+        (dataclasses.replace(transformer, layers=layers), r"layers\[1\]\.qkv_weight: .*\(3·D = 192, D = 64\)"),
+        (dataclasses.replace(transformer, layers=(None,)), r"layers\[0\]: expected EncoderLayerWeights, got NoneType"),
+        (dataclasses.replace(transformer, out_weight=torch.rand(48, 60, 1, 1)), r"out_weight: .*D = 64"),
+        (dataclasses.replace(head, fc_weight=torch.rand(5, 7)), r"fc_weight: .*hidden = 320"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=rf"^weights\.{words}"):
+            mvk.pack(wrong)
+    for heads in (0, 5, "4"):
+        with pytest.raises(ValueError, match=r"^num_heads: expected a "):
+            mvk.pack(transformer, num_heads=heads)
+    without_bias, zeros = (dataclasses.replace(head, fc_bias=bias) for bias in (None, torch.zeros(5)))
+    x = torch.rand(2, 80, 3, 3)
+    assert torch.equal(mvk.ops.head(x, without_bias), mvk.ops.head(x, zeros))
 
 
 def test_import_is_light() -> None:
@@ -217,7 +272,16 @@ def test_import_is_light() -> None:
 
 @pytest.mark.parametrize(
     "normalize",
-    [True, (0.5, 0.5), (("a", 0, 0), (1, 1, 1)), ((0, 0, 0), (0, 1, 1)), ((0, 0), (1, 1)), ((0, 0, 0),)],
+    [
+        True,
+        (0.5, 0.5),
+        (("a", 0, 0), (1, 1, 1)),
+        ((0, 0, math.nan), (1, 1, 1)),
+        ((0, 0, 0), (1, 1, math.inf)),
+        ((0, 0, 0), (0, 1, 1)),
+        ((0, 0), (1, 1)),
+        ((0, 0, 0),),
+    ],
     ids=str,
 )
 def test_a_bad_normalize_is_refused_at_once(normalize: object) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import inspect
 import math
 import threading
 
@@ -165,13 +166,14 @@ def test_timm_forward_intermediates() -> None:
     stock = timm_model("mobilevit_xxs")
     fast = mvk.optimize(stock)
     x = images(1, 64, 96)
+    more = ({"indices": [0, 2], "stop_early": True}, {"exclude_final_conv": True}, {"indices": 1, "stop_early": True})
     with torch.inference_mode():
-        for kwargs in ({}, {"indices": 2}, {"indices": [1, 3], "intermediates_only": True}):
+        for kwargs in ({}, {"indices": 2}, {"indices": [1, 3], "intermediates_only": True}, *more):
             expected, result = (m.forward_intermediates(x, **kwargs) for m in (stock, fast))
             if not kwargs.get("intermediates_only"):
                 assert relative_error(result[0], expected[0]) <= 1e-5
                 expected, result = expected[1], result[1]
-            assert len(expected) == len(result)
+            assert [r.shape for r in result] == [e.shape for e in expected]
             assert all(relative_error(r, e) <= 1e-5 for r, e in zip(result, expected, strict=True))
 
 
@@ -187,6 +189,7 @@ def test_transformers_outputs(task: str, hidden_states: bool, return_dict: bool)
     with torch.inference_mode():
         expected, result = stock(x, **options), fast(pixel_values=x, **options)
     assert type(result) is type(expected)
+    assert list(inspect.signature(fast.forward).parameters) == list(inspect.signature(stock.forward).parameters)
     expected, result = (out.to_tuple() if return_dict else out for out in (expected, result))
     assert len(expected) == len(result)
 
@@ -257,6 +260,31 @@ def test_timm_block_options(options: dict) -> None:
         assert relative_error(network[1](x), expected) <= 1e-5
 
 
+def test_optimize_again_keeps_the_call_signature() -> None:
+    """Options are those of the second call; the normalisation stays unless it is given anew."""
+    statistics = ((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
+    features = mvk.optimize(timm_model("mobilevit_xxs", features_only=True), normalize=statistics)
+    pooled = mvk.optimize(timm_model("mobilevit_xxs", global_pool="max", num_classes=7), normalize=statistics)
+    segmenter = mvk.optimize(transformers_model("mobilevit_xxs", "ForSemanticSegmentation", num_labels=5))
+    x = images(1, 64, 64)
+    with torch.inference_mode():
+        for first in (features, pooled, segmenter):
+            again, expected = mvk.optimize(first), first(x)
+            result = again(x)
+            assert type(result) is type(expected)
+            pairs = (
+                [(result, expected)] if isinstance(result, torch.Tensor) else list(zip(result, expected, strict=True))
+            )
+            if result.__class__.__name__ == "SemanticSegmenterOutput":
+                pairs = [(result.logits, expected.logits)]
+            assert all(torch.equal(r, e) for r, e in pairs)
+            half = mvk.optimize(first, dtype=torch.bfloat16)
+            assert mvk.report(half).notes == ["compute dtype: bfloat16"]
+            assert mvk.report(first).notes == ["compute dtype: float32"]
+            half(x)
+    assert mvk.optimize(features).stem.normalize == statistics
+
+
 def test_original_is_untouched_and_not_shared() -> None:
     stock = timm_model("mobilevit_xxs")
     before = {name: tensor.clone() for name, tensor in stock.state_dict().items()}
@@ -316,6 +344,20 @@ def test_replace_blocks_inside_a_larger_network_and_restore() -> None:
         assert torch.equal(network(x), expected)
     with pytest.raises(ValueError, match="model"):
         mvk.report(network)
+
+
+def test_restored_blocks_have_the_dtype_that_the_network_was_cast_to() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 16, 1), python_ref.InvertedResidual(16, 16)).eval()
+    x = images(1, 8, 8)
+    with torch.inference_mode():
+        expected = network(x)
+        mvk.replace_blocks(network, dtype=torch.bfloat16)  # not a cast of the network
+        mvk.restore(network)
+        assert torch.equal(network(x), expected)
+        mvk.replace_blocks(network)
+        network.double()
+        mvk.restore(network)
+        assert relative_error(network(x.double()), expected) <= 1e-6
 
 
 def test_replacing_twice_changes_nothing() -> None:
@@ -521,8 +563,11 @@ def test_capture_needs_cuda() -> None:
     fast = mvk.create_model("mobilevit_xxs")
     if torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
-    with pytest.raises(RuntimeError, match="CUDA"):
-        fast.capture(1)
+    for model in (fast, mvk.optimize(transformers_model("mobilevit_xxs"))):
+        with pytest.raises(RuntimeError, match="capture: CUDA"):
+            model.capture(1)
+        with pytest.raises(RuntimeError, match="graph_input: CUDA"):
+            model.graph_input(1)
     with pytest.raises(RuntimeError, match="CUDA"):
         mvk.optimize(python_ref.MobileViT("xxs"), graph=True)
 

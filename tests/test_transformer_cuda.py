@@ -9,7 +9,7 @@ import torch
 from conftest import backend_params, blocks, skip_unless_available
 
 import mobilevit_kernels as mvk
-from mobilevit_kernels import native, simt, verify
+from mobilevit_kernels import native, registry, simt, verify
 from mobilevit_kernels.native import transformer
 from mobilevit_kernels.native.launches import Slot
 from mobilevit_kernels.native.transformer_plan import INSTANCES, Instance, instances_for, lay_out, plan
@@ -433,6 +433,25 @@ def test_refusals() -> None:
     x, weights, options = wide.build()
     with pytest.raises(mvk.BackendUnavailable, match="heads of up to 128 channels, got 256 channels in 1 heads"):
         mvk.ops.transformer(x.half(), mvk.pack(weights, torch.float16, backend="simt"), **options)
+
+
+def test_auto_passes_over_the_kernels_for_heads_that_they_do_not_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    skip_unless_available("simt")
+    weights = case_of(144, (4, 4), layers=1).build()[1]
+    cuda, cpu = registry.load("cuda"), torch.device("cpu")
+    monkeypatch.setattr(cuda, "status", lambda: registry.Status(True, ""))
+    monkeypatch.setattr(
+        cuda,
+        "refusal",
+        lambda stage, weights, dtype, device, heads: native.refusal("simt", stage, weights, dtype, cpu, heads),
+    )
+    monkeypatch.setattr(registry.load("triton"), "status", lambda: registry.Status(False, "absent"))
+    for heads, backend in ((None, "cuda"), (4, "cuda"), (1, "torch")):
+        choice = registry.choose("auto", "transformer", weights, torch.float16, torch.device("cuda"), heads)
+        assert choice.backend == backend
+    assert choice.reason == (
+        "cuda: the CUDA kernels take heads of up to 128 channels, got 144 channels in 1 heads; triton: absent"
+    )
 
 
 @pytest.mark.parametrize("limit", [166912, 101376])

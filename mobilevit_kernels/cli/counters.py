@@ -24,7 +24,7 @@ __all__ = ["counters"]
     "--stage",
     type=click.Choice([stage for stage in native.STAGES if stage != "unfold_attention_fold"]),
     default=None,
-    help="Only this stage [default: all that have a CUDA kernel].",
+    help="Only this stage [default: all].",
 )
 @click.option("--size", type=click.IntRange(1, 4096), default=256, show_default=True, help="Image height and width.")
 @click.option("--batch", type=click.IntRange(1, 256), default=counting.BATCH, show_default=True, help="Images.")

@@ -68,6 +68,7 @@ def load_network(name: str, checkpoint: str | os.PathLike[str]) -> NetworkSpec:
         The network, on the CPU, for RGB images whichever order the file's code base takes.
 
     Raises:
+        TypeError: ``checkpoint`` is not a path.
         FileNotFoundError: there is no such file.
         Unsupported: the weights of a MobileViTv2 or of a segmentation network.
         ValueError: another name; a file that is no checkpoint, is damaged, or needs code to be run; a checkpoint of
@@ -75,6 +76,8 @@ def load_network(name: str, checkpoint: str | os.PathLike[str]) -> NetworkSpec:
             which of the three architectures fits, if one does.
     """
     config = get_config(name)
+    if not isinstance(checkpoint, str | os.PathLike):
+        raise TypeError(f"checkpoint: expected a path, got {type(checkpoint).__name__}")
     path = Path(checkpoint)
     state = _state_dict(_read_file(path), path)
     fmt, tensors = _recognise(state, path)

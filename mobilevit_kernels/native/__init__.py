@@ -44,7 +44,12 @@ def source_folder() -> Path | None:
 
 
 def refusal(
-    backend: str, stage: str, weights: StageWeights | AttentionShape | None, dtype: torch.dtype, device: torch.device
+    backend: str,
+    stage: str,
+    weights: StageWeights | AttentionShape | None,
+    dtype: torch.dtype,
+    device: torch.device,
+    num_heads: int | None = None,
 ) -> str | None:
     """Why the CUDA kernels cannot serve these weights on this device; None: they can."""
     if stage not in STAGES:
@@ -52,7 +57,8 @@ def refusal(
     if dtype not in DTYPES:
         return f"the CUDA kernels compute in float16 and bfloat16, not in {str(dtype).removeprefix('torch.')}"
     if weights is not None:
-        reason: str | None = stage_module(stage).refusal(backend, weights, device)
+        options = {"num_heads": num_heads} if stage == "transformer" else {}
+        reason: str | None = stage_module(stage).refusal(backend, weights, device, **options)
         return reason
     return None
 

@@ -234,9 +234,7 @@ def pack(
     heads = num_heads or _usual_heads(dim)
     instances = instances_for(dim, heads)
     if not instances:
-        raise BackendUnavailable(
-            f"the CUDA kernels take heads of up to {MAX_HEAD_DIM} channels, got {dim} channels in {heads} heads"
-        )
+        raise BackendUnavailable(_too_wide(dim, heads))
     stream = pack_stream(weights, dtype, heads, instances[0])
     tensors = (
         stream.weights.view(dtype).to(device),
@@ -253,6 +251,10 @@ def pack(
 def _flat(weights: TransformerWeights) -> Iterator[Tensor]:
     for _, tensor in canonical.named_tensors(weights):
         yield tensor
+
+
+def _too_wide(dim: int, num_heads: int) -> str:
+    return f"the CUDA kernels take heads of up to {MAX_HEAD_DIM} channels, got {dim} channels in {num_heads} heads"
 
 
 def _usual_heads(dim: int) -> int:
@@ -276,16 +278,23 @@ def _fitting(backend: str, dim: int, num_heads: int, device: torch.device) -> tu
     return _fitting_into(backend, dim, num_heads, native.library(backend).shared_limit(device))
 
 
-def refusal(backend: str, weights: TransformerWeights, device: torch.device) -> str | None:
-    """Why the kernels cannot serve these weights on this device; None: they can, in the usual number of heads."""
+def refusal(
+    backend: str, weights: TransformerWeights, device: torch.device, num_heads: int | None = None
+) -> str | None:
+    """Why the kernels cannot serve these weights on this device; None: they can.
+
+    Without ``num_heads`` they can in the usual number of heads, or may in another.
+    """
     dim, in_channels = weights.in_weight.shape[:2]
     out_channels = weights.out_weight.shape[0]
     if reason := native.multiples_of_eight(in_channels=in_channels, dim=dim, out_channels=out_channels):
         return reason
     if dim > MAX_DIM:
         return f"dim: expected at most {MAX_DIM}, got {dim}"
-    heads = _usual_heads(dim)
+    heads = num_heads or _usual_heads(dim)
     instances = instances_for(dim, heads)
+    if not instances and num_heads is not None:
+        return _too_wide(dim, heads)
     if not instances or _fitting(backend, dim, heads, device):
         return None  # without any instance the number of heads must be given: pack() decides
     library = native.library(backend)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -15,6 +17,7 @@ __all__ = [
     "check_one_of",
     "check_patch_size",
     "check_positive",
+    "check_ratio",
     "describe",
 ]
 
@@ -66,6 +69,12 @@ def check_positive(name: str, value: object) -> None:
     """Raises unless ``value`` is a positive int."""
     if isinstance(value, bool) or not isinstance(value, int | torch.SymInt) or value < 1:
         raise ValueError(f"{name}: expected a positive integer, got {describe(value)}")
+
+
+def check_ratio(name: str, value: object) -> None:
+    """Raises unless ``value`` is a positive, finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ValueError(f"{name}: expected a positive number, got {describe(value)}")
 
 
 def check_one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:

@@ -9,6 +9,7 @@ inductor fuses plain PyTorch better than it fuses around an opaque node.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -25,6 +26,8 @@ from mobilevit_kernels.canonical import (
     TransformerWeights,
     named_tensors,
 )
+from mobilevit_kernels.ops._checks import FLOAT_DTYPES, check_divides, check_positive
+from mobilevit_kernels.ops._weights import check_weights
 from mobilevit_kernels.packed import Packed
 from mobilevit_kernels.rounding import round_weights
 
@@ -78,20 +81,27 @@ def pack(
         What the ops of :mod:`mobilevit_kernels.ops` take in place of ``weights``.
 
     Raises:
-        TypeError: ``weights`` is not a canonical dataclass.
-        ValueError: unknown backend or dtype.
+        TypeError: ``weights`` is not a canonical dataclass of floating-point tensors.
+        ValueError: a tensor's shape does not fit the others'; unknown backend or dtype; ``num_heads`` does not divide
+            the width.
         BackendUnavailable: the backend cannot serve this stage here, with the reason.
     """
     if type(weights) not in STAGE_OF:
         expected = ", ".join(cls.__name__ for cls in STAGE_OF)
         raise TypeError(f"weights: expected one of {expected}, got {type(weights).__name__}")
+    check_weights(weights)
+    if isinstance(weights, HeadWeights) and weights.fc_weight is not None and weights.fc_bias is None:
+        weights = replace(weights, fc_bias=weights.fc_weight.new_zeros(weights.fc_weight.shape[0]))
     stage = STAGE_OF[type(weights)]
     device = next(tensor for _, tensor in named_tensors(weights)).device if device is None else torch.device(device)
     if dtype is None:
         dtype = torch.float16 if device.type == "cuda" else torch.float32
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise ValueError(f"dtype: expected a floating-point torch.dtype, got {dtype!r}")
-    choice = registry.choose(backend, stage, weights, dtype, device)
+    if dtype not in FLOAT_DTYPES:
+        raise ValueError(f"dtype: expected torch.float16, bfloat16, float32 or float64, got {dtype!r}")
+    if num_heads is not None and isinstance(weights, TransformerWeights):
+        check_positive("num_heads", num_heads)
+        check_divides("num_heads", num_heads, "the transformer's width", weights.in_weight.shape[0])
+    choice = registry.choose(backend, stage, weights, dtype, device, num_heads)
     with torch.no_grad():
         options = {"num_heads": num_heads} if stage == "transformer" and choice.backend in ("cuda", "simt") else {}
         tensors = stage_module(choice.backend, stage).pack(round_weights(weights, dtype), dtype, device, **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -83,7 +84,9 @@ def check_normalize(normalize: tuple[Sequence[float], Sequence[float]] | None) -
         raise ValueError(
             f"normalize: expected (mean, std), a number for each channel in both, got {_checks.describe(normalize)}"
         ) from None
-    if not all(value > 0 for value in std):
+    if not all(math.isfinite(value) for value in mean):
+        raise ValueError(f"normalize: expected a finite mean, got {mean}")
+    if not all(0 < value < math.inf for value in std):
         raise ValueError(f"normalize: expected a positive std, got {std}")
     return mean, std
 

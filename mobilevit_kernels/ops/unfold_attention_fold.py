@@ -41,7 +41,7 @@ def unfold_attention_fold(
         (B, D, H, W) in ``qkv``'s dtype, channels_last in memory.
 
     Raises:
-        TypeError: not a floating-point tensor.
+        TypeError: not a floating-point tensor, a scale that is no number.
         ValueError: a shape that the options do not fit, an unknown backend.
         RuntimeError: ``qkv`` requires grad while grad mode is on.
         BackendUnavailable: the named backend cannot serve.
@@ -56,6 +56,8 @@ def unfold_attention_fold(
     _checks.check_divides("num_heads", num_heads, "D", qkv.shape[1] // 3)
     _checks.check_divides("patch_size", patch_height, "qkv's height", qkv.shape[2])
     _checks.check_divides("patch_size", patch_width, "qkv's width", qkv.shape[3])
+    if scale is not None and (isinstance(scale, bool) or not isinstance(scale, int | float | torch.SymFloat)):
+        raise TypeError(f"scale: expected a number or None, got {_checks.describe(scale)}")
     if scale is None:
         scale = (qkv.shape[1] // (3 * num_heads)) ** -0.5
     chosen = _choose(backend, qkv.shape[1] // (3 * num_heads), qkv.dtype, qkv.device)

@@ -40,12 +40,16 @@ def status() -> Status:
 
 
 def refusal(
-    stage: str, weights: StageWeights | AttentionShape | None, dtype: torch.dtype, device: torch.device
+    stage: str,
+    weights: StageWeights | AttentionShape | None,
+    dtype: torch.dtype,
+    device: torch.device,
+    num_heads: int | None = None,
 ) -> str | None:
     """Why the simulator cannot serve these weights; None: it can."""
     if device.type != "cpu":
         return f"the simulator takes CPU tensors, not tensors on {device}"
-    return native.refusal("simt", stage, weights, dtype, device)
+    return native.refusal("simt", stage, weights, dtype, device, num_heads)
 
 
 def stage_module(stage: str) -> ModuleType:

@@ -22,7 +22,13 @@ def status() -> Status:
     return Status(True, f"PyTorch {torch.__version__}")
 
 
-def refusal(stage: str, weights: StageWeights | None, dtype: torch.dtype, device: torch.device) -> str | None:
+def refusal(
+    stage: str,
+    weights: StageWeights | None,
+    dtype: torch.dtype,
+    device: torch.device,
+    num_heads: int | None = None,
+) -> str | None:
     """None: this backend serves every stage, dtype and device."""
     return None
 

@@ -16,8 +16,9 @@ __all__ = ["pack", "run", "variant"]
 def pack(weights: HeadWeights, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
     """Weight and bias of the convolution, NHWC in memory, then of the classifier where there is one."""
     convolution = pack_conv(weights.conv_weight, weights.conv_bias, dtype, device)
-    if weights.fc_weight is None or weights.fc_bias is None:
+    if weights.fc_weight is None:
         return convolution
+    assert weights.fc_bias is not None
     return (*convolution, weights.fc_weight.to(device, dtype), weights.fc_bias.to(device, dtype))
 
 

@@ -37,7 +37,11 @@ def status() -> Status:
 
 
 def refusal(
-    stage: str, weights: StageWeights | AttentionShape | None, dtype: torch.dtype, device: torch.device
+    stage: str,
+    weights: StageWeights | AttentionShape | None,
+    dtype: torch.dtype,
+    device: torch.device,
+    num_heads: int | None = None,
 ) -> str | None:
     """Why this backend cannot serve a stage: another dtype, or tensors where the kernels cannot run.
 

@@ -72,8 +72,8 @@ def pack(weights: HeadWeights, dtype: torch.dtype, device: torch.device) -> tupl
     tensors = (pack_matrix(weights.conv_weight, dtype, device), weights.conv_bias.to(device, torch.float32))
     if weights.fc_weight is None:
         return tensors
-    fc_bias = weights.fc_weight.new_zeros(weights.fc_weight.shape[0]) if weights.fc_bias is None else weights.fc_bias
-    return *tensors, pack_matrix(weights.fc_weight, dtype, device), fc_bias.to(device, torch.float32)
+    assert weights.fc_bias is not None
+    return *tensors, pack_matrix(weights.fc_weight, dtype, device), weights.fc_bias.to(device, torch.float32)
 
 
 def run(x: Tensor, packed: Packed, *, pool: bool) -> Tensor:
