@@ -202,18 +202,22 @@ def main(
     failed = 0
     begin = time.perf_counter()
     output.parent.mkdir(parents=True, exist_ok=True)
-    with progress, output.open("ab") as file:
-        task = progress.add_task("", total=len(paths), completed=len(paths) - len(todo), rate=0.0)
-        if file.tell() == 0:
-            file.write(_encode([header]))
-        count = 0
-        for done, errors, probabilities, classes in classify(network, loader, where, top):
-            results = zip(done, errors, probabilities.tolist(), classes.tolist(), strict=True)
-            file.write(_encode([result_row(*result, names, weights) for result in results]))
-            file.flush()
-            count += len(done)
-            failed += sum(map(bool, errors))
-            progress.update(task, advance=len(done), rate=count / (time.perf_counter() - begin))
+    count = 0
+    try:
+        with progress, output.open("ab") as file:
+            task = progress.add_task("", total=len(paths), completed=len(paths) - len(todo), rate=0.0)
+            if file.tell() == 0:
+                file.write(_encode([header]))
+            for done, errors, probabilities, classes in classify(network, loader, where, top):
+                results = zip(done, errors, probabilities.tolist(), classes.tolist(), strict=True)
+                file.write(_encode([result_row(*result, names, weights) for result in results]))
+                file.flush()
+                count += len(done)
+                failed += sum(map(bool, errors))
+                progress.update(task, advance=len(done), rate=count / (time.perf_counter() - begin))
+    except KeyboardInterrupt:
+        click.echo(f"interrupted: {output} has {count} images more; the same command goes on with the rest", err=True)
+        raise SystemExit(130) from None
     rate = len(todo) / (time.perf_counter() - begin)
     click.echo(f"{output}: {len(todo)} images, {failed} of them unreadable, {rate:.1f} images/s", err=True)
 

@@ -196,7 +196,8 @@ def main(
     answers = {name: segment(network, pixels) for name, network in models.items()}
     times = time_in_turn(models, pixels, rounds)
     table = Table(box=None, pad_edge=False)
-    for column in ("model", "largest difference", "same class", "ms", "stock / this"):
+    # Of the logits, over the largest of the stock model's.
+    for column in ("model", "largest relative difference", "same class", "ms", "stock / this"):
         table.add_column(column, justify="left" if column == "model" else "right")
     comparisons = {name: compare(answers["stock"], answer) for name, answer in answers.items()}
     for name, comparison in comparisons.items():

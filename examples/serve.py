@@ -184,6 +184,8 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
             body += part
         else:
             body.clear()
+    if size == 0:
+        raise HTTPException(400, "body: expected an image file, got nothing")
     if size > max_bytes:
         raise HTTPException(413, f"body: expected at most {max_bytes} bytes, got {size}")
     return bytes(body)

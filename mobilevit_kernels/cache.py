@@ -7,7 +7,7 @@ import re
 import tempfile
 from pathlib import Path
 
-__all__ = ["cache_folder", "slug", "table_path", "write_text"]
+__all__ = ["cache_folder", "make_folder", "slug", "table_path", "write_text"]
 
 
 def cache_folder() -> Path:
@@ -15,6 +15,23 @@ def cache_folder() -> Path:
     if "MVK_CACHE_DIR" in os.environ:
         return Path(os.environ["MVK_CACHE_DIR"])
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mobilevit_kernels"
+
+
+def make_folder(path: Path) -> Path:
+    """``path``, made where it is not there yet.
+
+    Raises:
+        RuntimeError: it cannot be written to; the message says how to choose another cache folder.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason: str | None = error.strerror
+    else:
+        reason = None if os.access(path, os.W_OK) else "no permission to write"
+    if reason is not None:
+        raise RuntimeError(f"MVK_CACHE_DIR: expected a folder that can be written to, {path} cannot ({reason})")
+    return path
 
 
 def slug(name: str) -> str:

@@ -57,6 +57,8 @@ def read_image(
             image = ImageOps.exif_transpose(file).convert("RGB")
     except FileNotFoundError:
         raise ValueError(f"{name}: no such file") from None
+    except IsADirectoryError:
+        raise ValueError(f"{name}: expected an image file, got a folder") from None
     except UnidentifiedImageError:
         raise ValueError(f"{name}: cannot be read as an image (not a format that Pillow knows)") from None
     except Exception as error:  # whatever a broken file leads a decoder to: OSError, SyntaxError, struct.error …

@@ -268,6 +268,8 @@ class MobileViTBlock(_Block):
 class MobileViT(nn.Module):
     """A whole MobileViT: images in, logits out.
 
+    Its blocks are fixed: a network with other ones is converted anew, from a stock model or a specification.
+
     Args:
         spec: canonical description.
         dtype: compute dtype; None: float16 while on a GPU, ``own_dtype`` elsewhere.

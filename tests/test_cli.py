@@ -10,6 +10,7 @@ from pathlib import Path
 import bench_fixtures
 import pytest
 import torch
+from conftest import skip_unless_available
 from PIL import Image
 from safetensors.torch import save_file
 from stock import timm_model
@@ -310,6 +311,7 @@ def test_demo(run, tmp_path: Path) -> None:
         "classify {image} --device cuda:99",
         "classify {image} --device gpu",
         "classify {image} --top 0",
+        "classify {folder}",
         "evaluate nowhere",
         "evaluate {folder}",
         "evaluate {folder} --workers -1",
@@ -319,6 +321,7 @@ def test_demo(run, tmp_path: Path) -> None:
         "bench compare nowhere.json {text}",
         "bench report {text}",
         "bench plot nowhere.json",
+        "bench compare {folder} {image}",
         "bench readme --path {text}",
         "verify --dtype int8",
         "verify --backend cuda --device cpu",
@@ -333,3 +336,20 @@ def test_wrong_arguments(run, photograph: Path, tmp_path: Path, argv: str) -> No
     assert err.count("\n") == 1, err
     assert err.startswith("mobilevit-kernels: error: ")
     assert "Traceback" not in err
+
+
+def test_a_half_dtype_is_hinted_at(run, photograph: Path) -> None:
+    code, _, err = run("classify", str(photograph), "--backend", "simt", "--model", "mobilevit_xxs")
+    assert code == 2
+    assert "not in float32; --dtype float16 chooses another" in err
+
+
+def test_a_cache_folder_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mobilevit_kernels.simt import _build
+
+    skip_unless_available("simt")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MVK_CACHE_DIR", str(tmp_path / "file"))
+    with pytest.raises(RuntimeError, match=r"MVK_CACHE_DIR: expected a folder that can be written to, .*/file/simt"):
+        _build.build()
+    assert not _build.is_built()

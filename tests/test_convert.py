@@ -36,6 +36,7 @@ from transformers import (
 )
 from transformers.models.mobilevit.modeling_mobilevit import MobileViTLayer
 
+import mobilevit_kernels as mvk
 import python_ref
 from mobilevit_kernels import config as configs
 from mobilevit_kernels.canonical import (
@@ -919,6 +920,20 @@ def test_checkpoint_round_trip(source: str, suffix: str, tmp_path: Path) -> None
         stem = dataclasses.replace(stem, weight=stem.weight.flip(1))
     assert_same(loaded, dataclasses.replace(live.network, stem=stem))
     assert all(value.is_contiguous() for value in tensors_of(loaded).values() if isinstance(value, Tensor))
+
+
+@pytest.mark.parametrize("num_classes", [7, 0])
+@pytest.mark.parametrize("prefix", ["", "mobilevit."])
+def test_an_optimized_network_s_own_state_dict(prefix: str, num_classes: int, tmp_path: Path) -> None:
+    fast = mvk.optimize(make("timm", num_classes=num_classes))
+    state = {prefix + key: tensor for key, tensor in fast.state_dict().items()}
+    path = save(state, tmp_path / "own.safetensors")
+    loaded = mvk.load("mobilevit_xxs", path)
+    x = images()
+    with torch.inference_mode():
+        assert torch.equal(loaded(x), fast(x))
+    with pytest.raises(ValueError, match="weights of an optimized network that do not fit mobilevit_s"):
+        mvk.load("mobilevit_s", path)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -306,3 +306,26 @@ def test_replace_blocks_says_that_there_was_nothing() -> None:
     network = torch.nn.Sequential(python_ref.InvertedResidual(16, 16)).eval()
     assert mvk.replace_blocks(network).notes == ["1 blocks replaced"]
     assert mvk.replace_blocks(network).notes[1].startswith("1 blocks were replaced already; ")
+
+
+def test_channels_first_bytes_are_told_how_to_turn() -> None:
+    fast = mvk.create_model("mobilevit_xxs", normalize=((0.0,) * 3, (1.0,) * 3))
+    with pytest.raises(ValueError, match=r"expected uint8 images \(B, H, W, 3\), got .*x.permute\(0, 2, 3, 1\) brings"):
+        fast(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
+
+
+def test_a_stock_module_in_place_of_weights_is_told_the_way() -> None:
+    with pytest.raises(TypeError, match=r"got Conv2d; those of a stock module: MobileViTBlock.from_module\(block\)"):
+        mvk.ops.conv3x3(torch.rand(1, 8, 4, 4), torch.nn.Conv2d(8, 8, 3))
+
+
+def test_pytorch_counts_the_same_flops_in_every_dtype() -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counts = []
+    for dtype in (torch.float32, torch.bfloat16):
+        fast = mvk.create_model("mobilevit_xxs", dtype=dtype)
+        with FlopCounterMode(display=False) as counter, torch.inference_mode():
+            fast(torch.rand(1, 3, 64, 64))
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] > 0

@@ -459,7 +459,13 @@ def test_serve_health(server: Server, checkpoint: Path) -> None:
     assert health.json() == {"status": "ok", "weights": f"mobilevit_xxs, {checkpoint}", "device": "cpu"}
 
 
-@pytest.mark.parametrize("body", [b"", b"no image", png(0)[:300]])
+def test_serve_refuses_an_empty_body(server: Server) -> None:
+    answer = server.post(b"")
+    assert answer.status_code == 400
+    assert answer.json()["detail"] == "body: expected an image file, got nothing"
+
+
+@pytest.mark.parametrize("body", [b"no image", png(0)[:300]])
 def test_serve_refuses_a_bad_image(server: Server, body: bytes) -> None:
     answer = server.post(body)
     assert answer.status_code == 400

@@ -606,7 +606,16 @@ def plan(folder: Path, *, full: bool, budget: float | None, gpu: str | None, off
         Step(
             "tune",
             "bench.log",
-            lambda limit: [python, "-m", "mobilevit_kernels", "tune", "--backend", "cuda", "--budget", str(limit - 5)],
+            lambda limit: [
+                python,
+                "-m",
+                "mobilevit_kernels",
+                "tune",
+                "--backend",
+                "cuda",
+                "--budget-s",
+                str(limit - 5),
+            ],
             cap=cap(25, 600),
             obstacle=not_built,
             excused=gpu is None,

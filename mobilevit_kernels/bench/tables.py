@@ -380,7 +380,10 @@ def _summary_row(record: Record) -> list[str]:
     error = _text(record.rel_l2_err, lambda value: f"{value:.1e}")
     if record.status == OK:
         speedup = _text(record.speedup, lambda value: f"{value:.2f}")
-        note = "" if record.stable is not False else "times had not settled"
+        notes = ["times had not settled"] if record.stable is False else []
+        if (record.floor_fraction or 0.0) > 1.0:
+            notes.append("faster than the floor: the ceilings were measured on a busier machine, or it computes less")
+        note = "; ".join(notes)
         return [*_head(record), *times, _images(record), speedup, _percent(record).removesuffix(" %"), error, note]
     if _wrong(record):
         return [*_head(record), *times, "", PARITY_FAILED, "", error, why(record)]

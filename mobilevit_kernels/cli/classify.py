@@ -11,6 +11,7 @@ import torch
 from mobilevit_kernels import MobileViT, create_model, load
 from mobilevit_kernels.cli import _common
 from mobilevit_kernels.images import imagenet_names
+from mobilevit_kernels.registry import BackendUnavailable
 
 __all__ = ["classify"]
 
@@ -100,7 +101,11 @@ def make_network(
     network = network.to(device)
     if network.num_classes == 0:
         raise ValueError(f"--checkpoint: expected a network with a classifier, {checkpoint} has none")
-    return network if backend == "auto" else MobileViT(network.spec, backend=backend, **kwargs)
+    try:
+        return network if backend == "auto" else MobileViT(network.spec, backend=backend, **kwargs)
+    except BackendUnavailable as error:
+        half = backend in ("cuda", "simt") and network.compute_dtype == torch.float32
+        raise ValueError(f"{error}{'; --dtype float16 chooses another' if half else ''}") from error
 
 
 def class_names(labels: str | None, num_classes: int) -> list[str] | None:

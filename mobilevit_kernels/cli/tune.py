@@ -62,7 +62,9 @@ class _Wanted:
     help="Compute dtypes [default: float16].",
 )
 @click.option("--quick", is_flag=True, help="Triton: one step from the static configuration, one turn a measurement.")
-@click.option("--budget", type=click.FloatRange(min=0), default=None, help="Seconds; what is tuned by then stays.")
+@click.option(
+    "--budget-s", "budget", type=click.FloatRange(min=0), default=None, help="Seconds; what is tuned by then stays."
+)
 @click.option(
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),

@@ -52,7 +52,7 @@ _EPS = 1e-5  # of every BatchNorm and LayerNorm in the published networks; a che
 
 
 def load_network(name: str, checkpoint: str | os.PathLike[str]) -> NetworkSpec:
-    """Reads a checkpoint of timm, transformers, ml-cvnets or python_ref.
+    """Reads a checkpoint of timm, transformers, ml-cvnets or python_ref, or the state dict of an optimized network.
 
     The format is told by the keys. The number of classes is the classifier's; without one, the head ends at the pooled
     features. The architecture's other facts (strides, 4 heads, patches of 2 × 2) come from ``name``.
@@ -65,7 +65,8 @@ def load_network(name: str, checkpoint: str | os.PathLike[str]) -> NetworkSpec:
             float16, bfloat16 and float64 tensors are read exactly, and rounded to float32 once, after folding.
 
     Returns:
-        The network, on the CPU, for RGB images whichever order the file's code base takes.
+        The network, on the CPU, for RGB images whichever order the file's code base takes. An optimized network's own
+        state dict does not tell: it keeps its order.
 
     Raises:
         TypeError: ``checkpoint`` is not a path.
@@ -80,6 +81,8 @@ def load_network(name: str, checkpoint: str | os.PathLike[str]) -> NetworkSpec:
         raise TypeError(f"checkpoint: expected a path, got {type(checkpoint).__name__}")
     path = Path(checkpoint)
     state = _state_dict(_read_file(path), path)
+    if (own := _own_network(name, state, path)) is not None:
+        return own
     fmt, tensors = _recognise(state, path)
     plan = _FilePlan.read(fmt, tensors, config)
     if plan.problems:
@@ -163,6 +166,23 @@ def _recognise(state: dict[str, Tensor], path: Path) -> tuple[_Format, dict[str,
         f"{path}: not a MobileViT checkpoint of timm, transformers or ml-cvnets: none of {signatures} among its "
         f"{len(state)} keys ({_some(list(state))})"
     )
+
+
+def _own_network(name: str, state: Mapping[str, Tensor], path: Path) -> NetworkSpec | None:
+    """The network of a state dict that an optimized model saved; None: it is another format."""
+    state = {key.removeprefix(_FORMATS[1].backbone_prefix): tensor for key, tensor in state.items()}
+    if "stem.weight" not in state or "layers.0.0.stage.expand_weight" not in state:
+        return None
+    from mobilevit_kernels.models import create_model
+
+    classifier = state.get("head.fc_weight")
+    model = create_model(name, 0 if classifier is None else classifier.shape[0], dtype=torch.float32, backend="torch")
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        said = " ".join(str(error).split())
+        raise ValueError(f"{path}: weights of an optimized network that do not fit {name}: {said[:500]}") from error
+    return model.spec
 
 
 def _some(names: list[str], limit: int = 3) -> str:

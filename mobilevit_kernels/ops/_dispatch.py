@@ -41,6 +41,14 @@ STAGE_OF: dict[type, str] = {
     HeadWeights: "head",
 }
 
+_FROM_STOCK = {
+    "stem": "MobileViT.from_module(model).spec.stem",
+    "conv3x3": "MobileViTBlock.from_module(block).spec.local, or .fusion",
+    "inverted_residual": "InvertedResidual.from_module(block).spec.weights",
+    "transformer": "MobileViTBlock.from_module(block).spec.transformer",
+    "head": "MobileViT.from_module(model).spec.head",
+}
+
 _LIBRARY = torch.library.Library("mobilevit_kernels", "FRAGMENT")
 
 
@@ -121,7 +129,10 @@ def prepare(
     if not isinstance(weights, Packed):
         if STAGE_OF.get(type(weights)) != stage:
             expected = next(cls.__name__ for cls, name in STAGE_OF.items() if name == stage)
-            raise TypeError(f"weights: expected {expected} or its packed form, got {type(weights).__name__}")
+            raise TypeError(
+                f"weights: expected {expected} or its packed form, got {type(weights).__name__}; those of a stock "
+                f"module: {_FROM_STOCK[stage]}"
+            )
         dtype = x.dtype if x.is_floating_point() else None
         return pack(weights, dtype, x.device, backend, num_heads=num_heads)
     if weights.stage != stage:

@@ -94,6 +94,11 @@ def check_normalize(normalize: tuple[Sequence[float], Sequence[float]] | None) -
 def check_fit(name: str, x: Tensor, packed: Packed, mean: Sequence[float], std: Sequence[float]) -> None:
     """Raises unless checked images and a normalisation have the channels of the weights."""
     channels = packed.sizes[0]
+    if not x.is_floating_point() and x.shape[1] == channels != x.shape[3]:
+        raise ValueError(
+            f"{name}: expected uint8 images (B, H, W, {channels}), got {_checks.describe(x)}; "
+            f"{name}.permute(0, 2, 3, 1) brings the channels last"
+        )
     _checks.check_channels(name, x, channels, axis=1 if x.is_floating_point() else 3)
     for which, values in (("mean", mean), ("std", std)):
         if values and len(values) != channels:

@@ -36,7 +36,8 @@ def status() -> Status:
     compiler = _build.find_compiler()
     if compiler is None:
         return Status(False, "no g++ on the PATH (CXX names another C++17 compiler with the GNU extensions)")
-    return Status(True, f"host simulator, compiled with {compiler} on first use")
+    when = "is compiled" if _build.is_built() else "to be compiled on first use, in a minute or two,"
+    return Status(True, f"host simulator, {when} with {compiler}")
 
 
 def refusal(

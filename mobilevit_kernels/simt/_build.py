@@ -7,14 +7,15 @@ import hashlib
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from mobilevit_kernels import native
-from mobilevit_kernels.cache import cache_folder
+from mobilevit_kernels.cache import cache_folder, make_folder
 
-__all__ = ["build", "find_compiler"]
+__all__ = ["build", "find_compiler", "is_built"]
 
 _FLAGS = ["-DMVK_SIMT", "-std=c++17", "-O2", "-fPIC", "-ffp-contract=off", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
 _SANITIZE = ["-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g1"]
@@ -40,6 +41,28 @@ def build(sanitize: bool | None = None, jobs: int | None = None) -> Path:
     Raises:
         RuntimeError: no compiler, no sources, or the compiler's errors.
     """
+    command, objects, library = _targets(sanitize)
+    make_folder(library.parent)
+    with (library.parent / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes one compiles, the others wait for it
+        missing = {target: unit for target, unit in objects.items() if not target.exists()}
+        if len(missing) > 1:
+            text = f"mobilevit_kernels: compiling the host simulator, {len(missing)} files, a minute or two, once"
+            print(text, file=sys.stderr, flush=True)
+        with ThreadPoolExecutor(jobs or os.cpu_count()) as pool:
+            list(pool.map(lambda item: _run([*command, "-x", "c++", "-c", str(item[1])], item[0]), missing.items()))
+        if not library.exists():
+            _run([*command, "-shared", *map(str, objects)], library)
+    return library
+
+
+def is_built() -> bool:
+    """Whether the library is there as :func:`build` would make it."""
+    return _targets(None)[2].exists()
+
+
+def _targets(sanitize: bool | None) -> tuple[list[str], dict[Path, Path], Path]:
+    """The compiler's command, the object files with the sources that they are of, and the library."""
     sources = native.source_folder()
     compiler = find_compiler()
     if sources is None or compiler is None:
@@ -50,30 +73,16 @@ def build(sanitize: bool | None = None, jobs: int | None = None) -> Path:
     headers = hashlib.sha256(" ".join(command).encode())
     for header in sorted(path for path in sources.rglob("*") if path.suffix in (".h", ".cuh")):
         headers.update(header.read_bytes())
-    units = sorted(
-        path for path in sources.rglob("*") if path.suffix in (".cu", ".cpp") and path.name != "bindings.cpp"
-    )
-
     folder = cache_folder() / "simt"
-    folder.mkdir(parents=True, exist_ok=True)
-
-    def compile_unit(unit: Path) -> Path:
+    objects = {}
+    for unit in sorted(path for path in sources.rglob("*") if path.suffix in (".cu", ".cpp")):
+        if unit.name == "bindings.cpp":
+            continue
         digest = headers.copy()
         digest.update(unit.read_bytes())
-        target = folder / f"{unit.stem}-{digest.hexdigest()[:20]}.o"
-        if not target.exists():
-            _run([*command, "-x", "c++", "-c", str(unit)], target)
-        return target
-
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes one compiles, the others wait for it
-        with ThreadPoolExecutor(jobs or os.cpu_count()) as pool:
-            objects = list(pool.map(compile_unit, units))
-        names = hashlib.sha256("".join(unit.name for unit in objects).encode())
-        target = folder / f"libsimt-{names.hexdigest()[:20]}.so"
-        if not target.exists():
-            _run([*command, "-shared", *map(str, objects)], target)
-    return target
+        objects[folder / f"{unit.stem}-{digest.hexdigest()[:20]}.o"] = unit
+    names = hashlib.sha256("".join(target.name for target in objects).encode())
+    return command, objects, folder / f"libsimt-{names.hexdigest()[:20]}.so"
 
 
 def _run(command: list[str], target: Path) -> None:

@@ -5,11 +5,22 @@ A bias that is rounded to 16 bits errs in the same way at every pixel, and nothi
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import conv_flop_count, flop_registry, register_flop_formula
 
 __all__ = ["conv2d", "pack_conv"]
+
+if torch.ops.aten.mkldnn_convolution not in flop_registry:
+
+    @register_flop_formula(torch.ops.aten.mkldnn_convolution)
+    def _flops(x_shape: Any, weight_shape: Any, *_: Any, out_shape: Any, **__: Any) -> int:
+        """What PyTorch's FlopCounterMode counts for a convolution."""
+        count: int = conv_flop_count(x_shape, weight_shape, out_shape)
+        return count
 
 
 def _dtypes_with_float32_bias() -> frozenset[torch.dtype]:
