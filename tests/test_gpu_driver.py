@@ -224,6 +224,7 @@ def test_peers_are_measured_alone_where_a_kernel_took_the_gpu(tmp_path: Path) ->
 def test_the_sanitizer_runs_what_was_built(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(gpu, "find_sanitizer", lambda: "/tool")
     memcheck = gpu.plan(tmp_path, full=False, budget=540.0, gpu="GPU", offline=True)[6]
+    assert memcheck.obstacle() == "the extension was not built"
     (tmp_path / "build.log").write_text("-- mobilevit_kernels: no nvcc on the PATH\nSuccessfully installed\n")
     assert memcheck.obstacle() == "the extension was not built"
     (tmp_path / "build.log").write_text("-- mobilevit_kernels: CUDA kernels for 90a with nvcc\nerror: ninja failed\n")

@@ -547,8 +547,9 @@ def plan(folder: Path, *, full: bool, budget: float | None, gpu: str | None, off
     def not_built() -> str | None:
         if gpu is None:
             return "no GPU"
-        built = report_build((folder / "build.log").read_text(encoding="utf-8", errors="replace"))
-        return None if built.headline.startswith("CUDA kernels for") else "the extension was not built"
+        log = folder / "build.log"
+        built = report_build(log.read_text(encoding="utf-8", errors="replace")).headline if log.exists() else ""
+        return None if built.startswith("CUDA kernels for") else "the extension was not built"
 
     def no_sanitizer() -> str | None:
         if gpu is not None and sanitizer is None:
