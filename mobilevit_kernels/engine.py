@@ -12,7 +12,7 @@ import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -86,6 +86,12 @@ class _Planned:
     run_slice: Runner
     slices: int
     measured: tuple[str, ...]  # where a measurement chose another alternative than the rules
+    whole: dict[Slot, Slot] = field(init=False)  # the plan's outputs, for the whole batch
+
+    def __post_init__(self) -> None:
+        self.whole = {
+            slot: replace(slot, shape=(self.slices * slot.shape[0], *slot.shape[1:])) for slot in self.plan.outputs
+        }
 
     def run(self, image: Tensor, workspace: Tensor, outputs: Mapping[Slot, Tensor]) -> None:
         """All slices; ``outputs`` are of the whole batch."""
@@ -97,9 +103,9 @@ class _Planned:
         for i in range(self.slices):
             self.run_slice(images[i], workspace, {slot: part[i] for slot, part in parts.items()})
 
-    def allocate(self, slot: Slot, device: torch.device) -> Tensor:
-        """An output for the whole batch."""
-        return replace(slot, shape=(self.slices * slot.shape[0], *slot.shape[1:])).allocate(device)
+    def allocate(self, device: torch.device) -> dict[Slot, Tensor]:
+        """The outputs, for the whole batch."""
+        return {slot: whole.allocate(device) for slot, whole in self.whole.items()}
 
     def note(self, shape: tuple[int, ...]) -> str:
         """A sentence for the Report."""
@@ -287,7 +293,7 @@ class Engine:
                         yield outcome
                 planned = self._plan(network, image, options, {**choices.chosen(device), forward: str(slices)})
                 workspace = torch.empty(max(planned.plan.workspace_bytes, 1), dtype=torch.uint8, device=device)
-                outputs = {slot: planned.allocate(slot, device) for slot in planned.plan.outputs}
+                outputs = planned.allocate(device)
                 calls[str(slices)] = functools.partial(planned.run, image, workspace, outputs)
             if len(calls) > 1:
                 us = dict(zip(calls, measure(list(calls.values())), strict=True))
@@ -304,7 +310,7 @@ class Engine:
         image = network.prepare(x)
         planned = self._planned(network, image, options)
         plan, device = planned.plan, image.device
-        tensors = {slot: planned.allocate(slot, device) for slot in dict.fromkeys(plan.outputs)}
+        tensors = planned.allocate(device)
         size = max(plan.workspace_bytes, 1)
         if keep and not self._is_capturing(x):
             stream = torch.cuda.current_stream(device).cuda_stream if self._on_gpu(x) else 0
