@@ -116,6 +116,11 @@ class CudaLibrary:
     def __init__(self, extension: Any) -> None:
         self.extension = extension
 
+    def place(self, x: Tensor) -> tuple[int, int]:
+        """The device that ``x`` is on, by index, and the handle of the stream that is current there."""
+        device = x.device.index
+        return device, torch.cuda.current_stream(device).cuda_stream
+
     def launch(
         self,
         launcher: str,
@@ -126,18 +131,17 @@ class CudaLibrary:
         workspace: Tensor | None = None,
     ) -> None:
         """Launches on the current stream of the output's device."""
-        device = output.device.index
+        device, stream = self.place(output)
         pointers = {name: tensor.data_ptr() for name, tensor in inputs.items()}
         if workspace is not None:
             pointers["workspace"] = workspace.data_ptr()
-        stream = torch.cuda.current_stream(device).cuda_stream
         getattr(self.extension, launcher)(
             device=device, stream=stream, y=output.data_ptr(), bfloat16=bfloat16, **pointers, **sizes
         )
 
     def compile(self, plan: Plan) -> Runner:
         """Fills in every launch but the addresses of activations, once."""
-        return _CompiledPlan(self.extension, plan)
+        return _CompiledPlan(self, plan)
 
     def shared_bytes(self, stage: str, *sizes: int) -> int:
         """Shared memory of a block in bytes."""
@@ -172,9 +176,10 @@ class _CompiledPlan:
     # csrc/plan.h: Base
     _WORKSPACE, _INPUT, _FIRST_OUTPUT = 1, 2, 3
 
-    def __init__(self, extension: Any, plan: Plan) -> None:
+    def __init__(self, library: CudaLibrary, plan: Plan) -> None:
+        self._library = library
         self._outputs = tuple(dict.fromkeys(plan.outputs))
-        self._plan = extension.Plan()
+        self._plan = library.extension.Plan()
         for launch, begin in zip(plan.launches, plan.workspaces, strict=True):
             values: dict[str, Any] = {**launch.sizes, "bfloat16": launch.dtype == torch.bfloat16}
             for name, value in (*launch.inputs.items(), ("y", launch.output)):
@@ -193,10 +198,10 @@ class _CompiledPlan:
 
     def __call__(self, x: Tensor, workspace: Tensor, outputs: Mapping[Slot, Tensor]) -> None:
         """Launches on the current stream of ``x``'s device."""
-        device = x.device.index
+        device, stream = self._library.place(x)
         self._plan.run(
             device=device,
-            stream=torch.cuda.current_stream(device).cuda_stream,
+            stream=stream,
             addresses=[workspace.data_ptr(), x.data_ptr(), *(outputs[slot].data_ptr() for slot in self._outputs)],
             overlap=True,
         )
