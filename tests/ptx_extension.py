@@ -1,7 +1,10 @@
 """The extension's own host code and PTX on the CPU: what nvcc makes of csrc/, interpreted (tools/ptx).
 
-``csrc/bindings.cpp`` and the ``.cu`` files are compiled by nvcc to host code and PTX, and linked with the interpreter in
-place of the CUDA runtime. :class:`PtxLibrary` drives the result as the ``cuda`` backend drives the real one.
+``csrc/bindings.cpp`` and the ``.cu`` files are compiled by nvcc to host code and PTX, and linked with the interpreter
+in place of the CUDA runtime. :class:`PtxLibrary` drives the result as the ``cuda`` backend drives the real one.
+
+``MVK_PTX=full`` compiles all kernels, which takes minutes, and makes every test with the backend "simt" among its
+parameters run on their PTX instead of on the simulator (conftest.py).
 """
 
 from __future__ import annotations
@@ -24,19 +27,20 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
-from mobilevit_kernels import cuda
+from mobilevit_kernels import cuda, native
 from mobilevit_kernels.cache import cache_folder
-from mobilevit_kernels.native.launches import Slot
+from mobilevit_kernels.native.launches import Library, Slot
 from mobilevit_kernels.plan import Plan, Runner
 from mobilevit_kernels.simt._library import CONSTANTS
 
 ROOT = Path(__file__).resolve().parent.parent
 
-#: Whether everything is compiled and run, which takes minutes, or a few small translation units.
 FULL = os.environ.get("MVK_PTX") == "full"
+#: What is compiled else, beside the tests of the primitives.
 SMALL_UNITS = ("resize", "stem")
 
 MULTIPROCESSORS = 132  # as tools/ptx/cuda_runtime.cpp reports
@@ -242,3 +246,18 @@ def library() -> PtxLibrary:
     """The build that MVK_PTX asks for, compiled on first use."""
     units = sorted(path.stem for path in (ROOT / "csrc").glob("*.cu")) if FULL else SMALL_UNITS
     return PtxLibrary(build(units))
+
+
+@contextlib.contextmanager
+def in_place_of_the_simulator() -> Iterator[PtxLibrary]:
+    """Lets the stages and plans of the backend "simt" call the extension; ``simt.library()`` stays the simulator."""
+    loaded = library()
+
+    def rerouted(backend: str) -> Library:
+        assert backend == "simt"
+        return loaded
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "library", rerouted)
+        patch.setattr(native.launches, "library", rerouted)
+        yield loaded
