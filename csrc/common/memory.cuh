@@ -38,38 +38,52 @@ class Global {
   T* pointer_ = nullptr;
 };
 
+namespace detail {
+
+MVK_DEVICE unsigned char* dynamic_shared_memory() {
+  extern __shared__ __align__(128) unsigned char dynamic_shared_bytes[];
+  return dynamic_shared_bytes;
+}
+
+}  // namespace detail
+
+// A place is kept as a number and not as a pointer: of a pointer that has gone through a loop the compiler may lose
+// that it is to shared memory, and then reads by generic loads.
 template <class T>
 class Shared {
  public:
-  MVK_DEVICE Shared(T* pointer) : pointer_(pointer) {}
+  // From `begin` bytes of the block's dynamic shared memory on.
+  MVK_DEVICE explicit Shared(int begin) : begin_(begin) {}
 
   template <class V>
   MVK_DEVICE V load(int offset) const {
-    return *reinterpret_cast<const V*>(pointer_ + offset);
+    return *reinterpret_cast<const V*>(at(offset));
   }
 
   template <class V>
   MVK_DEVICE void store(int offset, V value) const {
-    *reinterpret_cast<V*>(pointer_ + offset) = value;
+    *reinterpret_cast<V*>(at(offset)) = value;
   }
 
   MVK_DEVICE std::uint32_t address(int offset) const {
-    return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer_ + offset));
+    return static_cast<std::uint32_t>(__cvta_generic_to_shared(at(offset)));
   }
 
   // A part of this region under the same name: `count` elements from `offset` on.
-  MVK_DEVICE Shared part(int offset, int /*count*/) const { return Shared(pointer_ + offset); }
+  MVK_DEVICE Shared part(int offset, int /*count*/) const { return Shared(byte_of(offset)); }
 
  private:
-  T* pointer_;
+  MVK_DEVICE int byte_of(int offset) const { return begin_ + offset * static_cast<int>(sizeof(T)); }
+  MVK_DEVICE unsigned char* at(int offset) const { return detail::dynamic_shared_memory() + byte_of(offset); }
+
+  int begin_;
 };
 
 // A named region of the block's dynamic shared memory, `count` elements T from byte `byte_offset` on. Regions may
 // overlap in time: what was written through one name may not be read through another.
 template <class T>
 MVK_DEVICE Shared<T> shared_region(const char* /*name*/, int byte_offset, int /*count*/) {
-  extern __shared__ __align__(128) unsigned char dynamic_shared_memory[];
-  return Shared<T>(reinterpret_cast<T*>(dynamic_shared_memory + byte_offset));
+  return Shared<T>(byte_offset);
 }
 
 }  // namespace mvk
