@@ -153,7 +153,8 @@ class PtxLibrary(cuda.CudaLibrary):
     _INPUT, _OUTPUT, _CONSTANT = 0, 1, 2  # ptx::BufferKind
 
     def __init__(self, path: Path) -> None:
-        specification = importlib.util.spec_from_file_location("_C", path)
+        # pybind11 keeps modules by their name: this one is neither mobilevit_kernels._C nor another build.
+        specification = importlib.util.spec_from_file_location(f"{path.parent.name}._C", path)
         assert specification is not None
         assert specification.loader is not None
         extension = importlib.util.module_from_spec(specification)
@@ -162,6 +163,7 @@ class PtxLibrary(cuda.CudaLibrary):
         self.control = ctypes.CDLL(str(path))
         self.control.ptx_add_buffer.argtypes = [ctypes.c_char_p, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_int]
         self.control.ptx_kernel_name.restype = ctypes.c_char_p
+        self.control.ptx_run.restype = ctypes.c_char_p
         self._set_registers()
 
     def _set_registers(self) -> None:

@@ -299,6 +299,27 @@ PTX_EXPORT const char* ptx_kernel_name(int index) {
 PTX_EXPORT void ptx_set_registers(int index, int registers) {
   std::next(state().functions.begin(), index)->second.registers = registers;
 }
+// Runs the first kernel of a module's text, without the extension; what went wrong, or an empty text.
+PTX_EXPORT const char* ptx_run(const char* text, int blocks, int threads, int cluster, int shared_bytes,
+                               const void* parameters) {
+  static thread_local std::string problem;
+  problem.clear();
+  const std::lock_guard<std::mutex> lock(state().mutex);
+  try {
+    const std::unique_ptr<ptx::Module> module = ptx::parse(text);
+    ptx::Grid grid;
+    grid.blocks_x = blocks;
+    grid.threads = threads;
+    grid.cluster = cluster;
+    grid.shared_bytes = shared_bytes;
+    grid.parameters = parameters;
+    ptx::run(*module->kernels.at(0), grid, state().memory, state().seed);
+  } catch (const ptx::Fault& fault) {
+    problem = fault.what();
+  }
+  return problem.c_str();
+}
+
 // Of a kernel: launches, instructions, those executed at least once, instructions executed by warps.
 PTX_EXPORT void ptx_coverage(int index, std::uint64_t* values) {
   const Function& function = std::next(state().functions.begin(), index)->second;

@@ -99,6 +99,7 @@ void add_integer_arithmetic(Table& table) {
   table["div.u32"] = lanewise<u32, u32, u32>([](u32 a, u32 b) { return a / divisor(b); });
   table["div.s64"] = lanewise<s64, s64, s64>([](s64 a, s64 b) { return b == -1 ? -a : a / divisor(b); });
   table["rem.s32"] = lanewise<s32, s32, s32>([](s32 a, s32 b) { return static_cast<s32>(s64{a} % divisor(b)); });
+  table["rem.u32"] = lanewise<u32, u32, u32>([](u32 a, u32 b) { return a % divisor(b); });
   table["min.s32"] = lanewise<s32, s32, s32>([](s32 a, s32 b) { return a < b ? a : b; });
   table["max.s32"] = lanewise<s32, s32, s32>([](s32 a, s32 b) { return a > b ? a : b; });
   // Bits `position` and up, `length` of them, of b are replaced by the low ones of a.
@@ -203,6 +204,14 @@ void add_comparison_logic_shift(Table& table) {
 
 // --- 9.7.9 data movement and conversion ------------------------------------------------------------------------------
 
+// From T to every width: the low bits, or zeros or the sign above.
+template <class T>
+void add_integer_conversions(Table& table, const std::string& type) {
+  table["cvt.u16." + type] = table["cvt.s16." + type] = lanewise<u16, T>([](T a) { return static_cast<u16>(a); });
+  table["cvt.u32." + type] = table["cvt.s32." + type] = lanewise<u32, T>([](T a) { return static_cast<u32>(a); });
+  table["cvt.u64." + type] = table["cvt.s64." + type] = lanewise<u64, T>([](T a) { return static_cast<u64>(a); });
+}
+
 void add_moves_conversions(Table& table) {
   table["mov.pred"] = lanewise<pred, pred>([](pred a) { return a; });
   table["mov.b32"] = table["mov.u32"] = table["mov.f32"] = lanewise<u32, u32>([](u32 a) { return a; });
@@ -218,10 +227,12 @@ void add_moves_conversions(Table& table) {
       high_half[lane] = static_cast<u16>(value >> 16);
     });
   });
-  table["cvt.s64.s32"] = lanewise<s64, s32>([](s32 a) { return s64{a}; });
-  table["cvt.u64.u32"] = lanewise<u64, u32>([](u32 a) { return u64{a}; });
-  table["cvt.u32.u64"] = lanewise<u32, u64>([](u64 a) { return static_cast<u32>(a); });
-  table["cvt.u16.u32"] = lanewise<u16, u32>([](u32 a) { return static_cast<u16>(a); });
+  add_integer_conversions<u16>(table, "u16");
+  add_integer_conversions<s16>(table, "s16");
+  add_integer_conversions<u32>(table, "u32");
+  add_integer_conversions<s32>(table, "s32");
+  add_integer_conversions<u64>(table, "u64");
+  add_integer_conversions<s64>(table, "s64");
   table["cvt.rn.f32.s32"] = lanewise<f32, s32>([](s32 a) { return static_cast<f32>(a); });
   table["cvt.rn.f32.u16"] = lanewise<f32, u16>([](u16 a) { return static_cast<f32>(a); });
   // Towards zero; beyond the range its end, of a NaN zero.
