@@ -150,8 +150,8 @@ PYBIND11_MODULE(_C, module) {
   module.def("transformer_shared_bytes", &mvk::transformer_shared_bytes);
   module.def("transformer_cluster_shared_bytes", &mvk::transformer_cluster_shared_bytes);
 
-  // mobilevit_kernels/plan.py makes one for each shape.
-  py::class_<mvk::Plan>(module, "Plan")
+  // mobilevit_kernels/plan.py makes one for each shape. Local: the tests load a second build into the same process.
+  py::class_<mvk::Plan>(module, "Plan", py::module_local())
       .def(py::init<>())
       .def("add", &add_to_plan, py::arg("launcher"), py::arg("values"))
       .def("run", &run_plan, py::arg("device"), py::arg("stream"), py::arg("addresses"), py::arg("overlap"))

@@ -39,8 +39,8 @@ MVK_DEVICE void apply_norm(FragmentC& sums, Shared<T> ends, int offset, const Ro
   const Floats2 column_sum = ends.template load<Floats2>(offset + 16 + 4 * t);
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    const float added = lines.shift[m][i / 2] * column_sum.value[i % 2] + bias.value[i % 2];
-    sums.value[i] = sums.value[i] * lines.scale[m][i / 2] + added;
+    const float added = multiply_add(lines.shift[m][i / 2], column_sum.value[i % 2], bias.value[i % 2]);
+    sums.value[i] = multiply_add(sums.value[i], lines.scale[m][i / 2], added);
   }
 }
 

@@ -120,6 +120,11 @@ class CudaLibrary:
     def __init__(self, extension: Any) -> None:
         self.extension = extension
 
+    def place(self, x: Tensor) -> tuple[int, int]:
+        """The device that ``x`` is on, by index, and the handle of the stream that is current there."""
+        device = x.device.index
+        return device, torch.cuda.current_stream(device).cuda_stream
+
     def launch(
         self,
         launcher: str,
@@ -130,18 +135,17 @@ class CudaLibrary:
         workspace: Tensor | None = None,
     ) -> None:
         """Launches on the current stream of the output's device."""
-        device = output.device.index
+        device, stream = self.place(output)
         pointers = {name: tensor.data_ptr() for name, tensor in inputs.items()}
         if workspace is not None:
             pointers["workspace"] = workspace.data_ptr()
-        stream = torch.cuda.current_stream(device).cuda_stream
         getattr(self.extension, launcher)(
             device=device, stream=stream, y=output.data_ptr(), bfloat16=bfloat16, **pointers, **sizes
         )
 
     def compile(self, plan: Plan) -> Runner:
         """Fills in every launch but the addresses of activations, once."""
-        return _CompiledPlan(self.extension, plan)
+        return _CompiledPlan(self, plan)
 
     def shared_bytes(self, stage: str, *sizes: int) -> int:
         """Shared memory of a block in bytes."""
@@ -182,8 +186,8 @@ class _CompiledPlan:
     # csrc/plan.h: Base
     _WORKSPACE, _INPUT, _FIRST_OUTPUT = 1, 2, 3
 
-    def __init__(self, extension: Any, plan: Plan) -> None:
-        self._plan = plan
+    def __init__(self, library: CudaLibrary, plan: Plan) -> None:
+        self._library, self._plan = library, plan
         self._outputs = tuple(dict.fromkeys(plan.outputs))
         self._parts: list[Any] = []  # what the extension launches in one call, and steps of other libraries
         for launch, begin in zip(plan.launches, plan.workspaces, strict=True):
@@ -191,7 +195,7 @@ class _CompiledPlan:
                 self._parts.append(launch)
                 continue
             if not self._parts or isinstance(self._parts[-1], Launch):
-                self._parts.append(extension.Plan())
+                self._parts.append(library.extension.Plan())
             values: dict[str, Any] = {**launch.sizes, "bfloat16": launch.dtype == torch.bfloat16}
             for name, value in (*launch.inputs.items(), ("y", launch.output)):
                 values[name] = value.data_ptr() if isinstance(value, Tensor) else self._place(plan, value)
@@ -208,12 +212,12 @@ class _CompiledPlan:
 
     def __call__(self, x: Tensor, workspace: Tensor, outputs: Mapping[Slot, Tensor]) -> None:
         """Launches on the current stream of ``x``'s device."""
-        device = x.device.index
-        stream = torch.cuda.current_stream(device).cuda_stream
+        device, stream = self._library.place(x)
         addresses = [workspace.data_ptr(), x.data_ptr(), *(outputs[slot].data_ptr() for slot in self._outputs)]
         for part in self._parts:
             if isinstance(part, Launch):
-                call(library(), part, functools.partial(self._plan.tensor_of, x, workspace, outputs), None)
+                tensor_of = functools.partial(self._plan.tensor_of, x, workspace, outputs)
+                call(self._library, part, tensor_of, None)
             else:
                 part.run(device=device, stream=stream, addresses=addresses, overlap=True)
 

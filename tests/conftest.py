@@ -41,6 +41,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(skip)
 
 
+@pytest.fixture(autouse=True)
+def _kernels_from_ptx(request: pytest.FixtureRequest) -> Iterator[None]:
+    """MVK_PTX=full: what a test asks of the simulator is done by the kernels' PTX (ptx_extension.py)."""
+    parameters = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    if os.environ.get("MVK_PTX") == "full" and parameters.get("backend") == "simt":
+        import ptx_extension
+
+        with ptx_extension.in_place_of_the_simulator():
+            yield
+    else:
+        yield
+
+
 def backend_params(*names: str) -> list[object]:
     """Parameters (backend, device) for a test that serves all backends; one without a GPU skips the GPU ones."""
     params = []

@@ -163,12 +163,12 @@ def test_a_step_in_pytorch_parts_the_compiled_plan(fast: mvk.MobileViT) -> None:
     x = torch.rand(1, 3, 32, 32)
     whole = fast.engine.plan(fast, x, **OUTPUTS)
     assert whole is not None
-    assert [len(part) for part in cuda._CompiledPlan(extension, whole)._parts] == [whole.kernels]
+    assert [len(part) for part in cuda._CompiledPlan(cuda.CudaLibrary(extension), whole)._parts] == [whole.kernels]
     for _ in fast.engine.tune(fast, x.half(), stages=["conv3x3"], measure=steps, **OUTPUTS):
         pass
     plan = fast.engine.plan(fast, x, **OUTPUTS)
     assert plan is not None
-    parts = cuda._CompiledPlan(extension, plan)._parts
+    parts = cuda._CompiledPlan(cuda.CudaLibrary(extension), plan)._parts
     kinds = ["step" if isinstance(part, Launch) else len(part) for part in parts]
     assert kinds.count("step") == 6
     assert kinds[0] == 6  # stem and inverted residuals

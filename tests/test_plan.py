@@ -294,7 +294,7 @@ def test_the_compiled_plan_launches_the_same(size: int, taps: tuple[int, ...], e
     recorder = Recorder()
     plans.run_one_by_one(recorder, plan, x, workspace, outputs)
 
-    (compiled,) = cuda._CompiledPlan(extension, plan)._parts
+    (compiled,) = cuda._CompiledPlan(cuda.CudaLibrary(extension), plan)._parts
     addresses = [workspace.data_ptr(), x.data_ptr(), *(output.data_ptr() for output in outputs.values())]
     assert len(compiled) == len(recorder.calls)
     for i, (launcher, arguments) in enumerate(recorder.calls):

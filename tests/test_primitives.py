@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 
 import numpy as np
+import ptx_extension
 import pytest
 import torch
 
@@ -16,20 +17,27 @@ from mobilevit_kernels import registry, simt
 
 INPUTS, OUTPUTS = 12, 4  # words a lane, as in csrc/testing/testing.h
 
-on_devices = pytest.mark.parametrize("backend", ["simt", pytest.param("cuda", marks=pytest.mark.gpu)])
+# "ptx": what nvcc makes of the GPU's bodies, interpreted (tests/ptx_extension.py).
+on_devices = pytest.mark.parametrize("backend", ["simt", "ptx", pytest.param("cuda", marks=pytest.mark.gpu)])
 
 
 def golden(backend: str, name: str, words: np.ndarray) -> np.ndarray:
     """Runs the primitive test ``name``: (warps, 32, INPUTS) words in, (warps, 32, OUTPUTS) words out."""
-    status = registry.backends()[backend]
-    if not status.available:
-        pytest.skip(f"{backend}: {status.reason}")
+    problem = ptx_extension.obstacle() if backend == "ptx" else None
+    if backend != "ptx" and not (status := registry.backends()[backend]).available:
+        problem = status.reason
+    if problem is not None:
+        pytest.skip(f"{backend}: {problem}")
     warps = words.shape[0]
     source = torch.from_numpy(np.ascontiguousarray(words).view(np.int32))
     target = torch.full((warps, 32, OUTPUTS), -1, dtype=torch.int32)
     if backend == "simt":
         pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in (source, target)]
         simt.library().run_raw("mvk_golden", [name.encode(), *pointers, warps], {"in": source}, {"out": target})
+    elif backend == "ptx":
+        library = ptx_extension.library()
+        with library.reach([("in", source)], {"out": target}):
+            library.extension.golden(0, 0, name, source.data_ptr(), target.data_ptr(), warps)
     else:
         source, target = source.cuda(), target.cuda()
         stream = torch.cuda.current_stream().cuda_stream

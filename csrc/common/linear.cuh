@@ -125,10 +125,10 @@ MVK_DEVICE void layer_norm_lines(RowLines<kRowTiles>& lines, const RowFragments<
         if (!kPadded || 8 * tile < channels) {
           const float first = low(rows.at(m, tile, half)) - mean;
           const float second = high(rows.at(m, tile, half)) - mean;
-          squares += first * first + second * second;
+          squares += multiply_add(first, first, second * second);
         }
       }
-      const float scale = rsqrt_approx(quad_sum(squares) * per_channel + epsilon);
+      const float scale = rsqrt_approx(multiply_add(quad_sum(squares), per_channel, epsilon));
       lines.scale[m][half] = scale;
       lines.shift[m][half] = -mean * scale;
     }
@@ -158,8 +158,8 @@ struct PanelEnds {
   MVK_DEVICE void apply(FragmentC& sums, int j, const Floats4& line) const {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const float offset = line.value[2 + i / 2] * column_sum[j].value[i % 2] + bias[j].value[i % 2];
-      sums.value[i] = sums.value[i] * line.value[i / 2] + offset;
+      const float offset = multiply_add(line.value[2 + i / 2], column_sum[j].value[i % 2], bias[j].value[i % 2]);
+      sums.value[i] = multiply_add(sums.value[i], line.value[i / 2], offset);
     }
   }
 };

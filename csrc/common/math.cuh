@@ -48,6 +48,10 @@ MVK_DEVICE float rsqrt_approx(float x) {
 // The larger one; the other where one is NaN.
 MVK_DEVICE float max_of(float a, float b) { return fmaxf(a, b); }
 
+// a·b + c, rounded once. Kernels that have to give the same bits write it out: which products and sums the compiler
+// joins differs from one to the next.
+MVK_DEVICE float multiply_add(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+
 }  // namespace mvk
 
 #endif
@@ -56,7 +60,7 @@ namespace mvk {
 
 // SiLU from half its argument, u = x / 2: x·sigmoid(x) = u·tanh(u) + u, one MUFU. The half is free: it is folded into
 // the weights before.
-MVK_DEVICE float silu_of_half(float u) { return u * tanh_approx(u) + u; }
+MVK_DEVICE float silu_of_half(float u) { return multiply_add(u, tanh_approx(u), u); }
 
 // The same on a pair: fp16 in fp16 arithmetic, bf16 in float, as bf16 has too few digits for the sum.
 MVK_DEVICE Pair<Half> silu_of_half(Pair<Half> u) { return fma(u, tanh_approx(u), u); }

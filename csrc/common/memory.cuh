@@ -38,30 +38,33 @@ class Global {
   T* pointer_ = nullptr;
 };
 
+// A region's begin is one pointer, and what moves in it a number: of a pointer that has gone through a loop the
+// compiler may lose that it is to shared memory, and then reads by generic loads.
 template <class T>
 class Shared {
  public:
-  MVK_DEVICE Shared(T* pointer) : pointer_(pointer) {}
+  MVK_DEVICE explicit Shared(T* region, int begin = 0) : region_(region), begin_(begin) {}
 
   template <class V>
   MVK_DEVICE V load(int offset) const {
-    return *reinterpret_cast<const V*>(pointer_ + offset);
+    return *reinterpret_cast<const V*>(region_ + (begin_ + offset));
   }
 
   template <class V>
   MVK_DEVICE void store(int offset, V value) const {
-    *reinterpret_cast<V*>(pointer_ + offset) = value;
+    *reinterpret_cast<V*>(region_ + (begin_ + offset)) = value;
   }
 
   MVK_DEVICE std::uint32_t address(int offset) const {
-    return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer_ + offset));
+    return static_cast<std::uint32_t>(__cvta_generic_to_shared(region_ + (begin_ + offset)));
   }
 
   // A part of this region under the same name: `count` elements from `offset` on.
-  MVK_DEVICE Shared part(int offset, int /*count*/) const { return Shared(pointer_ + offset); }
+  MVK_DEVICE Shared part(int offset, int /*count*/) const { return Shared(region_, begin_ + offset); }
 
  private:
-  T* pointer_;
+  T* region_;
+  int begin_;  // in elements
 };
 
 // A named region of the block's dynamic shared memory, `count` elements T from byte `byte_offset` on. Regions may

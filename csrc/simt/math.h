@@ -59,4 +59,6 @@ inline float rsqrt_approx(float x) {
 
 inline float max_of(float a, float b) { return std::fmax(a, b); }
 
+inline float multiply_add(float a, float b, float c) { return std::fma(a, b, c); }
+
 }  // namespace mvk

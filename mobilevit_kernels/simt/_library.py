@@ -80,7 +80,7 @@ _POINTER, _INT, _LONG, _FLOAT, _BOOL = (
 
 _INPUT, _OUTPUT, _CONSTANT = 0, 1, 2  # simt::BufferKind
 # Packed weights, which no launch writes: kernels may read them before they wait for the launches ahead of them.
-_CONSTANTS = frozenset({"weights", "row_weights", "table", "bias", "biases"})
+CONSTANTS = frozenset({"weights", "row_weights", "table", "bias", "biases"})
 
 
 def _structure(name: str, *fields: tuple[Any, str]) -> type[ctypes.Structure]:
@@ -203,7 +203,7 @@ class SimtLibrary:
         with self._lock:
             try:
                 for name, tensor in (*inputs.items(), *outputs.items()):
-                    kind = _OUTPUT if name in outputs else _CONSTANT if name in _CONSTANTS else _INPUT
+                    kind = _OUTPUT if name in outputs else _CONSTANT if name in CONSTANTS else _INPUT
                     size = tensor.numel() * tensor.element_size()
                     self._library.mvk_add_buffer(name.encode(), tensor.data_ptr(), size, kind)
                 code = getattr(self._library, function)(*arguments)

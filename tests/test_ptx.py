@@ -1,0 +1,283 @@
+"""Kernels and host code as nvcc compiles them, run by the PTX interpreter (ptx_extension.py, tools/ptx).
+
+By default the kernels of two small translation units are compiled and run; the primitives are in test_primitives.py.
+With MVK_PTX=full everything is, and the tests with the backend "simt" among their parameters run on PTX too.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import ptx_extension
+import pytest
+import torch
+from conftest import blocks, clusters
+from ptx_extension import PtxLibrary
+from test_sanitize import CASES
+
+import mobilevit_kernels as mvk
+import python_ref
+from mobilevit_kernels import verify
+from mobilevit_kernels.verify import StageCase
+
+pytestmark = pytest.mark.skipif(ptx_extension.obstacle() is not None, reason=f"PTX: {ptx_extension.obstacle()}")
+
+full = pytest.mark.skipif(not ptx_extension.FULL, reason="compiles every kernel, in minutes: MVK_PTX=full")
+dtypes = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+
+
+@pytest.fixture
+def library() -> PtxLibrary:
+    return ptx_extension.library()
+
+
+# --- kernels and networks --------------------------------------------------------------------------------------------
+
+
+@dtypes
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=[] if case.stage in ptx_extension.SMALL_UNITS else [full], id=str(case))
+        for case in CASES
+    ],
+)
+def test_a_kernel_agrees_with_the_simulator(case: StageCase, dtype: torch.dtype) -> None:
+    """Both are within the contract, and closer to each other: they differ in the order of sums and in approximations."""
+    x, weights, options = case.build()
+    own = {k: v.to(dtype) if isinstance(v, torch.Tensor) else v for k, v in options.items()}
+    own_x = x if x.dtype == torch.uint8 else x.to(dtype)
+    arguments = [] if weights is None else [mvk.pack(weights, dtype, "cpu", "simt")]
+    own |= {"backend": "simt"} if weights is None else {}
+
+    def run() -> torch.Tensor:
+        if case.stage == "transformer" and case.sizes[2] == 2 * case.sizes[1]:
+            variant = clusters("simt", "cpu")
+        else:
+            variant = blocks("simt", "large" if 144 in case.sizes else "small")
+        with variant:
+            return getattr(mvk.ops, case.stage)(own_x, *arguments, **own)
+
+    simulated = run()
+    with ptx_extension.in_place_of_the_simulator():
+        y = run()
+    truth = verify.reference(case.stage, own_x, weights, **options)
+    stock = verify.reference(case.stage, own_x, weights, dtype=dtype, **options)
+    result = verify.judge(str(case), "simt", dtype, y, truth, stock, verify.MAX_STAGE_RATIO)
+    assert result.passed, f"error {result.error:.2e}, stock {result.stock_error:.2e}, ratio {result.ratio:.2f}"
+    assert distance(y, simulated) <= DIGITS[dtype]
+
+
+DIGITS = {torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
+
+
+def distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Relative L2 distance."""
+    return float((a.double() - b.double()).norm() / b.double().norm())
+
+
+@full
+@dtypes
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_a_network_runs_by_its_plan(batch: int, dtype: torch.dtype) -> None:
+    """One call into the extension for the whole network; the result is close to the torch backend's."""
+    torch.manual_seed(0)
+    stock = python_ref.MobileViT("xxs", num_classes=10)
+    python_ref.randomize_weights(stock, seed=0)
+    x = torch.rand(batch, 3, 64, 64)
+    exact = mvk.optimize(stock.eval(), dtype=torch.float32, backend="torch")(x)
+    fast = mvk.optimize(stock, dtype=dtype, backend="simt")
+    simulated = fast(x)
+    fast = mvk.optimize(stock, dtype=dtype, backend="simt")  # plans are kept
+    with ptx_extension.in_place_of_the_simulator() as library:
+        before = sum(kernel.launches for kernel in library.coverage())
+        y = fast(x)
+        (planned,) = fast.engine._plans.values()
+        assert sum(kernel.launches for kernel in library.coverage()) - before == planned.plan.kernels
+    assert distance(y, exact) <= 2 * distance(simulated, exact)
+    assert distance(y, simulated) <= 4 * DIGITS[dtype]
+
+
+# --- launches that the runtime would refuse --------------------------------------------------------------------------
+
+
+def golden(library: PtxLibrary, name: str, warps: int) -> None:
+    source, target = torch.zeros(warps, 32, 12, dtype=torch.int32), torch.zeros(warps, 32, 4, dtype=torch.int32)
+    with library.reach([("in", source)], {"out": target}):
+        library.extension.golden(0, 0, name, source.data_ptr(), target.data_ptr(), warps)
+
+
+def test_impossible_launches_are_refused(library: PtxLibrary) -> None:
+    with pytest.raises(RuntimeError, match="golden: the launch is refused: a grid of 0 × 1 × 1 blocks"):
+        golden(library, "shuffle", 0)
+    with pytest.raises(RuntimeError, match="clusters of 4 blocks in a grid of 6"):
+        golden(library, "cluster", 6)
+    with pytest.raises(RuntimeError, match="cannot use CUDA device 1"):
+        library.extension.golden(1, 0, "shuffle", 0, 0, 1)
+
+
+def test_code_of_an_older_architecture_has_no_clusters(library: PtxLibrary, tmp_path: Path) -> None:
+    """A build with PTX of compute capability 8.0 alone, on a newer GPU: launches neither overlap nor form clusters."""
+    copy = PtxLibrary(Path(shutil.copy(library.extension.__file__, tmp_path)))
+    copy.control.ptx_set_version(80)
+    golden(copy, "shuffle", 2)
+    with pytest.raises(RuntimeError, match="golden: clusters need a GPU of compute capability 9.0 and a build for it"):
+        golden(copy, "cluster", 8)
+    golden(library, "cluster", 8)
+
+
+def test_memory_out_of_reach_is_reported(library: PtxLibrary) -> None:
+    source, target = torch.zeros(1, 32, 12, dtype=torch.int32), torch.zeros(1, 32, 4, dtype=torch.int32)
+    with (
+        library.reach([("in", source)], {"out": target[:, :31]}),
+        pytest.raises(RuntimeError, match=r"write of 4 bytes .* in no buffer \(byte 496 of 'out', which has 496\)"),
+    ):
+        library.extension.golden(0, 0, "shuffle", source.data_ptr(), target.data_ptr(), 1)
+
+
+# --- the interpreter itself ------------------------------------------------------------------------------------------
+
+HEADER = """
+.version 9.0
+.target sm_90a
+.address_size 64
+.extern .shared .align 128 .b8 memory[];
+.visible .entry kernel(.param .align 8 .b8 parameters[16])
+{
+.reg .pred %p<4>;
+.reg .b32 %r<20>;
+.reg .b64 %rd<6>;
+mov.u32 %r1, %tid.x;
+mov.u32 %r2, memory;
+shl.b32 %r3, %r1, 2;
+add.s32 %r4, %r2, %r3;
+setp.lt.s32 %p1, %r1, 16;
+ld.param.u64 %rd1, [parameters];
+ld.param.u64 %rd2, [parameters+8];
+mul.wide.u32 %rd5, %r1, 4;
+add.s64 %rd2, %rd2, %rd5;
+"""
+
+
+def run(library: PtxLibrary, body: str, threads: int = 32, cluster: int = 1) -> tuple[str, np.ndarray]:
+    """Runs a body behind HEADER with %r1 the thread, %r4 its word of 256 bytes of shared memory, %rd1 an input of 32
+    words (their squares) and %rd2 the thread's word of the output; its problem and the output."""
+    text = HEADER + textwrap.dedent(body) + "}\n"
+    source = torch.arange(32, dtype=torch.int32) ** 2
+    target = torch.zeros(64, dtype=torch.int32)
+    parameters = (ctypes.c_uint64 * 2)(source.data_ptr(), target.data_ptr())
+    with library.reach([("in", source)], {"out": target}):
+        problem = library.control.ptx_run(text.encode(), cluster, threads, cluster, 256, parameters)
+    return problem.decode(), target.numpy()
+
+
+WAIT = "griddepcontrol.wait;\n"
+STORE = "st.global.u32 [%rd2], %r5;\nret;\n"
+
+
+def test_lanes_that_part_meet_again(library: PtxLibrary) -> None:
+    """A loop with another number of turns in each lane, then a shuffle of all."""
+    problem, out = run(
+        library,
+        WAIT
+        + """
+        mov.u32 %r5, 0;
+        mov.u32 %r6, 0;
+        $again:
+        add.s32 %r5, %r5, %r6;
+        add.s32 %r6, %r6, 1;
+        setp.le.s32 %p2, %r6, %r1;
+        @%p2 bra $again;
+        shfl.sync.down.b32 %r5|%p3, %r5, 1, 31, -1;
+        """
+        + STORE,
+    )
+    assert problem == ""
+    lanes = np.minimum(np.arange(32) + 1, 31)
+    assert np.array_equal(out[:32], lanes * (lanes + 1) // 2)
+
+
+def test_a_copy_arrives_with_its_wait(library: PtxLibrary) -> None:
+    """The second of two groups is not waited for; lanes 8 … 15 ask for zeros behind 4 bytes."""
+    copy = """
+        setp.ge.s32 %p2, %r1, 8;
+        selp.b32 %r6, 4, 16, %p2;
+        shl.b32 %r7, %r1, 4;
+        add.s32 %r7, %r7, %r2;
+        and.b32 %r8, %r1, 7;
+        mul.wide.u32 %rd3, %r8, 16;
+        add.s64 %rd3, %rd3, %rd1;
+        @%p1 cp.async.cg.shared.global [%r7], [%rd3], 16, %r6;
+        cp.async.commit_group;
+        cp.async.commit_group;
+        """
+    read = (
+        "bar.warp.sync -1;\nld.shared.u32 %r5, [%r4];\nld.shared.u32 %r6, [%r4+128];\nst.global.u32 [%rd2+128], %r6;\n"
+    )
+    problem, out = run(library, WAIT + copy + "cp.async.wait_group 1;\n" + read + STORE)
+    assert problem == ""
+    squares = np.arange(32) ** 2
+    assert np.array_equal(out, np.concatenate([squares, np.where(np.arange(32) % 4 == 0, squares, 0)]))
+    problem, _ = run(library, WAIT + copy + "cp.async.wait_group 2;\n" + read + STORE)
+    assert "which a cp.async is on its way to" in problem
+    assert "PTX line" in problem
+
+
+def test_blocks_of_a_cluster_reach_each_other(library: PtxLibrary) -> None:
+    barrier = "barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;\n"
+    send = """
+        mov.u32 %r6, %cluster_ctarank;
+        xor.b32 %r7, %r6, 1;
+        mapa.shared::cluster.u32 %r8, %r4, %r7;
+        add.s32 %r9, %r6, %r1;
+        st.shared::cluster.b32 [%r8], %r9;
+        """
+    receive = "ld.shared.u32 %r5, [%r4];\nmul.wide.u32 %rd3, %r6, 128;\nadd.s64 %rd2, %rd2, %rd3;\n" + STORE
+    problem, out = run(library, WAIT + barrier + send + barrier + receive, cluster=2)
+    assert problem == ""
+    assert np.array_equal(out, np.concatenate([np.arange(32) + 1, np.arange(32)]))
+    assert "before any cluster barrier" in run(library, WAIT + send + barrier + receive, cluster=2)[0]
+    assert "block 1 of a cluster of 1" in run(library, WAIT + barrier + send + barrier + receive)[0]
+    skipped = (
+        WAIT + "mov.u32 %r6, %cluster_ctarank;\nsetp.eq.s32 %p2, %r6, 1;\n@%p2 bra $end;\n" + barrier + "$end:\nret;\n"
+    )
+    assert "warps wait at a barrier that others never reach" in run(library, skipped, cluster=2)[0]
+
+
+FAULTS = {
+    "misaligned": (WAIT + "ld.global.v2.u32 {%r5, %r6}, [%rd1+4];\n" + STORE, "which is not aligned"),
+    "global": (WAIT + "ld.global.u32 %r5, [%rd1+128];\n" + STORE, "byte 128 of 'in', which has 128"),
+    "write to an input": (WAIT + "st.global.u32 [%rd1], %r1;\nret;\n", "write to 'in', which is an input"),
+    "shared": (WAIT + "st.shared.u32 [%r4+256], %r1;\nret;\n", "4 bytes of shared memory at byte 256 of 256"),
+    "unwritten": (WAIT + "ld.shared.u32 %r5, [%r4];\n" + STORE, "which nothing was written to"),
+    "before the wait": ("ld.global.u32 %r5, [%rd1];\n" + WAIT + STORE, "read of 'in' before griddepcontrol.wait"),
+    "no wait": ("ret;\n", "the end of the kernel without griddepcontrol.wait"),
+    "divergent shuffle": (
+        WAIT + "@!%p1 bra $end;\nshfl.sync.bfly.b32 %r5|%p2, %r1, 1, 31, -1;\n$end:\n" + STORE,
+        "lanes 0x0000ffff at PTX line",
+    ),
+    "divergent barrier": (WAIT + "@%p1 bra $end;\nbar.sync 0;\n$end:\nret;\n", "lanes of a warp are not together"),
+    "inactive source": (WAIT + "@%p1 shfl.sync.idx.b32 %r5|%p2, %r1, 20, 31, 65535;\n" + STORE, "shfl from lane 20"),
+    "unknown": ("mov.u32 %r5, %laneid;\nret;\n", "there is no register %laneid that is known"),
+    "opcode": ("popc.b32 %r5, %r1;\nret;\n", "the instruction 'popc.b32' is not implemented"),
+    "width": ("add.s32 %r5, %r1, %rd1;\nret;\n", "operand 3 has 8 bytes, where 'add.s32' takes 4"),
+    "division": (WAIT + "div.s32 %r5, 1, %r1;\n" + STORE, "an integer division by zero"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_reported(fault: str, library: PtxLibrary) -> None:
+    body, report = FAULTS[fault]
+    assert report in run(library, body)[0]
+
+
+def test_a_barrier_that_a_warp_never_reaches(library: PtxLibrary) -> None:
+    body = WAIT + "setp.lt.s32 %p2, %r1, 32;\n@%p2 bra $end;\nbar.sync 0;\n$end:\nret;\n"
+    problem, _ = run(library, body, threads=64)
+    assert "warps wait at a barrier that others never reach" in problem
+    assert "rank 0, warp 0: at its end" in problem
+    assert "rank 0, warp 1: PTX line" in problem
