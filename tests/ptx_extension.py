@@ -41,7 +41,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 FULL = os.environ.get("MVK_PTX") == "full"
 #: What is compiled else, beside the tests of the primitives.
-SMALL_UNITS = ("resize", "stem")
+SMALL_UNITS = ("conv3x3", "stem")
 
 MULTIPROCESSORS = 132  # as tools/ptx/cuda_runtime.cpp reports
 SHARED_LIMIT = 232448
@@ -71,10 +71,10 @@ def obstacle() -> str | None:
     return None
 
 
-_FLAGS = ["-std=c++17", "-O2", '-DMVK_ARCHITECTURES="90a-ptx"', "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall"]
+_FLAGS = ["-std=c++17", '-DMVK_ARCHITECTURES="90a-ptx"', "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall"]
 # PTX alone goes into the fat binary, as it is.
 _DEVICE = ["-O3", "-gencode=arch=compute_90a,code=compute_90a", "--compress-mode=none"]
-_INTERPRETER = ["-Xcompiler=-Wextra,-ftree-vectorize,-fno-strict-aliasing,-ffp-contract=off"]
+_INTERPRETER = ["-O2", "-Xcompiler=-Wextra,-ftree-vectorize,-fno-strict-aliasing,-ffp-contract=off"]
 
 
 def build(units: Sequence[str]) -> Path:
@@ -93,7 +93,8 @@ def build(units: Sequence[str]) -> Path:
     includes = [f"-I{folder}" for folder in (sources, pybind11.get_include(), sysconfig.get_paths()["include"])]
     kernels = [sources / f"{unit}.cu" for unit in units] + [sources / "testing" / "golden.cu"]
     commands = {unit: [nvcc, *_FLAGS, *_DEVICE, "-c", str(unit)] for unit in kernels}
-    for unit in (sources / "bindings.cpp", *sorted(interpreter.glob("*.cpp"))):
+    commands[sources / "bindings.cpp"] = [nvcc, *_FLAGS, *includes, "-c", str(sources / "bindings.cpp")]
+    for unit in sorted(interpreter.glob("*.cpp")):
         commands[unit] = [nvcc, *_FLAGS, *includes, *_INTERPRETER, "-c", str(unit)]
 
     def digest(folder: Path, command: list[str]) -> Any:
