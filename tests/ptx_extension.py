@@ -17,6 +17,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sysconfig
 import tempfile
@@ -60,10 +61,15 @@ def load_tool(name: str) -> ModuleType:
 resources = load_tool("kernel_resources")
 
 
+@functools.lru_cache(maxsize=1)
 def obstacle() -> str | None:
     """Why the PTX cannot be compiled here; None: it can."""
-    if resources.find_tool("nvcc") is None:
+    nvcc = resources.find_tool("nvcc")
+    if nvcc is None:
         return "no nvcc on the PATH"
+    release = re.search(r"release (\d+)\.", subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout)
+    if release is None or int(release[1]) != 13:
+        return f"the interpreter knows the instructions and the fat binaries of nvcc 13, {nvcc} is another"
     if importlib.util.find_spec("pybind11") is None:
         return "the pybind11 package is not installed"
     if not Path(sysconfig.get_paths()["include"], "Python.h").exists():

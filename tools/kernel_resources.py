@@ -101,6 +101,11 @@ def local_accesses_in_loops(sass: str) -> int:
     return sum(bool(re.search(r"\b(LDL|STL)\b", lines[i])) for i in in_loop)
 
 
+def generic_accesses(sass: str) -> int:
+    """Loads that do not know whether they go to global or to shared memory."""
+    return len(re.findall(r"\bLD(?:\.\S+)? ", sass))
+
+
 def measure(architecture: str) -> dict[str, dict[str, int]]:
     """The figures of every kernel in csrc/*.cu for one architecture."""
     rows: dict[str, dict[str, int]] = {}
@@ -126,6 +131,8 @@ def measure(architecture: str) -> dict[str, dict[str, int]]:
                 name = re.match(r"\.section\s+\.text\.(\w+)", section)
                 assert name is not None
                 rows[short_name(name[1])]["local_accesses_in_loops"] = local_accesses_in_loops(section)
+                if generic_accesses(section):
+                    raise RuntimeError(f"{short_name(name[1])}: generic loads, by a pointer whose memory is not known")
     return dict(sorted(rows.items()))
 
 

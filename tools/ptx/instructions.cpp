@@ -246,7 +246,6 @@ void add_moves_conversions(Table& table) {
   table["cvt.rn.bf16x2.f32"] = lanewise<u32, f32, f32>([](f32 a, f32 b) { return pack<BFloat16>(b, a); });
   // Global addresses are generic ones.
   table["cvta.to.global.u64"] = table["mov.u64"];
-  table["cvta.shared.u64"] = lanewise<u64, u64>([](u64 a) { return kSharedWindow + a; });
   table["mapa.shared::cluster.u32"] = whole({4, 4, 4}, [](Warp& warp, const Instruction& i, Mask active) {
     u32* const d = warp.lanes<u32>(i.operand[0]);
     const u32* const a = warp.lanes<u32>(i.operand[1]);
@@ -259,7 +258,8 @@ void add_moves_conversions(Table& table) {
   });
 }
 
-enum class Space { kParameters, kGlobal, kShared, kSharedCluster, kGeneric };
+// No generic addresses: what is in shared memory the compiler has to know.
+enum class Space { kParameters, kGlobal, kShared, kSharedCluster };
 
 // Reads or writes `bytes` of one lane at an address of a space.
 template <Space kSpace>
@@ -277,8 +277,6 @@ void read(Warp& warp, int lane, u64 address, int bytes, void* to) {
   } else if constexpr (kSpace == Space::kSharedCluster) {
     const u32 inside = static_cast<u32>(address) & ((1u << kRankShift) - 1);
     warp.shared(static_cast<u32>(address)).read(inside, bytes, to);
-  } else if (kSpace == Space::kGeneric && address >= kSharedWindow) {
-    block.shared.read(static_cast<u32>(address - kSharedWindow), bytes, to);
   } else {
     block.global->check(address, bytes, false, warp.before_wait(lane));
     std::memcpy(to, reinterpret_cast<const void*>(address), static_cast<std::size_t>(bytes));
@@ -374,9 +372,6 @@ void add_loads_stores(Table& table) {
   table["st.shared::cluster.b32"] = storing<Space::kSharedCluster, u32>();
   table["st.shared::cluster.v2.b32"] = storing<Space::kSharedCluster, u32, 2>();
   table["st.shared::cluster.v4.b32"] = storing<Space::kSharedCluster, u32, 4>();
-
-  table["ld.v2.u32"] = table["ld.v2.f32"] = loading<Space::kGeneric, u32, 2>();
-  table["ld.v4.u32"] = loading<Space::kGeneric, u32, 4>();
 }
 
 // cp.async.cg.shared.global [to], [from], 16, from_bytes: the rest of the 16 is zeros. The bytes come with the wait.

@@ -18,8 +18,6 @@ struct Block;
 // An address of another block's shared memory, as mapa makes it: rank + 1 above the offset. Zero there is the own
 // block.
 constexpr int kRankShift = 24;
-// A generic address of the own block's shared memory.
-constexpr std::uint64_t kSharedWindow = std::uint64_t{1} << 60;
 
 class Warp {
  public:
