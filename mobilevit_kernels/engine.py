@@ -59,7 +59,8 @@ class Workspaces:
         if piece is None or piece.numel() < size:
             # On the stream that is current: the allocator hands memory on in the order of that stream.
             self._pieces.pop(key, None)
-            piece = self._pieces[key] = torch.empty(size, dtype=torch.uint8, device=device)
+            with torch.inference_mode(False):  # an inference tensor could not be written outside of inference mode
+                piece = self._pieces[key] = torch.empty(size, dtype=torch.uint8, device=device)
         self._pieces.move_to_end(key)
         while len(self._pieces) > MAX_STREAMS:
             self._pieces.popitem(last=False)

@@ -77,6 +77,10 @@ def test_every_alternative_of_a_network_gives_the_default_result(backend: str, d
     (note,) = [note for note in mvk.report(fast).notes if note.startswith("plan for (2, 3, 32, 32)")]
     assert note.count(conv3x3.PYTORCH) == 6
     assert note.count(f": {inverted_residual.TILES}") == 6  # of 7: two are the same problem
+    fast.engine.clear()
+    with torch.inference_mode():
+        assert torch.equal(fast(x), result)
+    assert torch.equal(fast(x), result)  # in the workspace that was made in inference mode
     # Another shape goes by the rules.
     assert torch.equal(fast(x[:1]), fast.run(x[:1].half())[0].float())
 
