@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import gc
 import importlib
 import json
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +19,11 @@ from test_plan import network
 
 import mobilevit_kernels as mvk
 from mobilevit_kernels import cuda, native
+from mobilevit_kernels.canonical import Conv3x3Weights
 from mobilevit_kernels.cli import cli
 from mobilevit_kernels.native import choices, conv3x3, inverted_residual, tuning
 from mobilevit_kernels.native.choices import Outcome
-from mobilevit_kernels.native.launches import Launch, map_slot
+from mobilevit_kernels.native.launches import Launch, Slot, execute, map_slot
 
 CPU = torch.device("cpu")
 OUTPUTS: dict[str, Any] = {"pool": True, "taps": ()}
@@ -84,6 +88,36 @@ def test_every_alternative_of_a_network_gives_the_default_result(backend: str, d
 def test_weights_come_back_from_their_fragments() -> None:
     weight = torch.randn(24, 40, 3, 3, dtype=torch.float16)
     assert torch.equal(conv3x3.unpack_fragments(conv3x3.pack_fragments(weight), 40, 24), weight)
+
+
+def test_plans_share_what_pytorch_reads_and_may_go_before_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    skip_unless_available("simt")
+    weights = Conv3x3Weights(torch.randn(8, 8, 3, 3), torch.randn(8))
+    packed = mvk.pack(weights, dtype=torch.float16, backend="simt")
+    read: list[torch.Tensor] = []
+    convolve = torch.nn.functional.conv2d
+    monkeypatch.setattr(conv3x3.F, "conv2d", lambda x, w, b, **kw: read.extend((w, b)) or convolve(x, w, b, **kw))
+    for size in (1, 4):
+        x = torch.rand(3, 8, size, size, dtype=torch.float16).contiguous(memory_format=torch.channels_last)
+        slot = Slot.like(x)
+        ways = native.alternatives(slot, packed, dilation=1, activation="none")
+        execute("simt", ways[conv3x3.PYTORCH], {slot: x})
+    assert read[0] is read[2]
+    assert read[1] is read[3]
+    alive = [weakref.ref(tensor) for tensor in read]
+    read.clear()
+    del ways, slot
+    assert all(reference() is not None for reference in alive)  # the plans are gone, a graph may still be there
+    fresh = dataclasses.replace(packed, device=torch.device("cuda"))
+    del packed
+    gc.collect()
+    assert not any(reference() is not None for reference in alive)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    x = map_slot(1, 8, 2, 2, torch.float16)
+    (launch,) = native.alternatives(x, fresh, dilation=1, activation="none")[conv3x3.PYTORCH]
+    assert launch.function is not None
+    with pytest.raises(RuntimeError, match="is not ready for the capture of a CUDA graph; call the model once before"):
+        launch.function({"x": torch.empty(0)}, torch.empty(0))
 
 
 def test_wrong_and_failing_alternatives_never_win() -> None:
