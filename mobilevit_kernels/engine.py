@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mobilevit_kernels.models import MobileViT
     from mobilevit_kernels.packed import Packed
 
-__all__ = ["Engine", "Workspaces"]
+__all__ = ["CAPTURING", "Engine", "Workspaces"]
 
 MAX_GRAPHS = 16
 MAX_PLANS = 64
@@ -37,7 +37,7 @@ WARM_UP_RUNS = 2
 _NATIVE = ("cuda", "simt")
 
 # PyTorch allows one capture at a time in a process.
-_CAPTURING = threading.Lock()
+CAPTURING = threading.Lock()
 
 Key = tuple[Any, ...]
 
@@ -369,7 +369,7 @@ class Engine:
             graph = torch.cuda.CUDAGraph()
             # Other threads may go on with what would break a capture of the whole process. The stream is not PyTorch's
             # own for captures, on which another thread may be capturing.
-            with _CAPTURING, torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+            with CAPTURING, torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
                 static_outputs = self._run(network, static_input, options, keep=False)
             plan = self.plan(network, static_input, **options)
             buffers = {t.data_ptr(): t.numel() * t.element_size() for t in (static_input, *static_outputs)}
