@@ -6,6 +6,7 @@ import dataclasses
 import gc
 import importlib
 import json
+import os
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from test_plan import network
 
 import mobilevit_kernels as mvk
 from mobilevit_kernels import cuda, native
+from mobilevit_kernels.cache import table_path
 from mobilevit_kernels.canonical import Conv3x3Weights
 from mobilevit_kernels.cli import cli
 from mobilevit_kernels.native import choices, conv3x3, inverted_residual, tuning
@@ -249,6 +251,21 @@ def test_a_table_is_read_where_it_fits(tmp_path: Path, monkeypatch: pytest.Monke
     choices.clear()
     with pytest.raises(ValueError, match=r"MVK_CHOICE_TABLE: .*expected a table of version"):
         choices.chosen(CPU)
+
+
+def test_a_user_without_a_cache_folder_goes_by_the_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def locked(*args: object, **kwargs: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", locked)
+        assert choices.chosen(CPU) == {}
+        assert choices.origin(CPU) == ""
+    # No HOME, and a user whom the system does not know.
+    for name in ("MVK_CACHE_DIR", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 2**31 - 2)
+    assert table_path("choice-tables", "simulator").name == "simulator.json"
 
 
 @pytest.mark.parametrize(

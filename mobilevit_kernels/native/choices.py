@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 import mobilevit_kernels
-from mobilevit_kernels.cache import table_path, write_text
+from mobilevit_kernels.cache import is_there, table_path, write_text
 from mobilevit_kernels.native.launches import Slot
 from mobilevit_kernels.packed import Packed
 
@@ -118,7 +118,7 @@ def _resolve(gpu: str) -> tuple[dict[str, str], str]:
     if named == "none":
         return {}, "choice table: none (MVK_CHOICE_TABLE)"
     path = default_path(gpu) if named is None else Path(named)
-    if named is None and not path.exists():
+    if named is None and not is_there(path):
         return {}, ""
     try:
         meta, outcomes = read(path)
