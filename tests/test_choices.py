@@ -26,6 +26,7 @@ from mobilevit_kernels.cli import cli
 from mobilevit_kernels.native import choices, conv3x3, inverted_residual, tuning
 from mobilevit_kernels.native.choices import Outcome
 from mobilevit_kernels.native.launches import Launch, Slot, execute, map_slot
+from mobilevit_kernels.registry import Status
 
 CPU = torch.device("cpu")
 OUTPUTS: dict[str, Any] = {"pool": True, "taps": ()}
@@ -329,6 +330,22 @@ def test_the_command_writes_a_table_as_it_goes(tmp_path: Path, monkeypatch: pyte
     done = run(cli, [*arguments[:-1], "--budget-s", "0"])
     assert "cuda: 1 problems" in done.stdout
     assert "2.00" in done.stdout
+
+
+def test_the_command_tunes_networks_that_the_cuda_kernels_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the simulator in the place of the extension, which refuses networks that have not been moved yet."""
+    skip_unless_available("simt")
+    moved = []
+    to = mvk.MobileViT.to
+    monkeypatch.setattr(mvk.MobileViT, "to", lambda self, device: moved.append(device) or to(self, device))
+    monkeypatch.setattr(cuda, "status", lambda: Status(True, "the simulator"))
+    monkeypatch.setattr(cuda, "refusal", lambda *args: None if moved else "not on a GPU")
+    monkeypatch.setattr(cuda, "library", lambda: native.library("simt"))
+    monkeypatch.setattr(tuning, "tune_stage", by_rule)
+    tune_command = importlib.import_module("mobilevit_kernels.cli.tune")
+    found = list(tune_command._outcomes("mobilevit_xxs", 1, torch.float16, 32, CPU, ["conv3x3"]))
+    assert {outcome.problem.split()[0] for outcome in found} == {"conv3x3"}
+    assert moved == [CPU]
 
 
 @pytest.mark.gpu

@@ -175,7 +175,8 @@ def _outcomes(
     model: str, batch: int, dtype: torch.dtype, size: int, device: torch.device, stages: Sequence[str]
 ) -> Iterator[choices.Outcome]:
     """What one network at one batch size gives."""
-    fast = mobilevit_kernels.create_model(model, dtype=dtype, backend="cuda").to(device)
+    fast = mobilevit_kernels.create_model(model, dtype=dtype).to(device)
+    fast.configure(dtype=dtype, backend="cuda")  # on a CPU no network may ask for it
     x = torch.zeros(batch, 3, size, size, dtype=dtype, device=device)
     with torch.inference_mode():
         yield from fast.engine.tune(fast, x, stages=stages, pool=True, taps=())
