@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import importlib
 import json
 import os
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from conftest import backend_params, skip_unless_available
 from test_plan import network
 
 import mobilevit_kernels as mvk
-from mobilevit_kernels import cuda, native
+from mobilevit_kernels import cuda, engine, native
 from mobilevit_kernels.cache import table_path
 from mobilevit_kernels.canonical import Conv3x3Weights
 from mobilevit_kernels.cli import cli
@@ -111,7 +111,7 @@ def test_plans_share_what_pytorch_reads_and_may_go_before_a_graph(monkeypatch: p
     read.clear()
     del ways, slot
     assert all(reference() is not None for reference in alive)  # the plans are gone, a graph may still be there
-    fresh = dataclasses.replace(packed, device=torch.device("cuda"))
+    fresh = replace(packed, device=torch.device("cuda"))
     del packed
     gc.collect()
     assert not any(reference() is not None for reference in alive)
@@ -141,13 +141,14 @@ def test_wrong_and_failing_alternatives_never_win() -> None:
         "wrong": launch(lambda x: x * 2.1),
         "nan": launch(lambda x: x * float("nan")),
         "failing": launch(fail),
+        "huge": [replace(launch(lambda x: x * 2)[0], workspace_bytes=1 << 60)],
     }
     outcome = tuning.tune_stage(native.library("simt"), "p", ways, CPU, steps)
     assert outcome.best == "same"
     assert outcome.us == {"plain": 1000.0, "same": 500.0}
     assert outcome.rejected["failing"] == "RuntimeError: too many resources"
     assert outcome.rejected["wrong"].startswith("another result than the default's: relative error ")
-    assert "nan" in outcome.rejected
+    assert {"nan", "huge"} <= set(outcome.rejected)
     # Short work does not wait for the host.
     outcome = tuning.tune_stage(native.library("simt"), "p", ways, CPU, lambda calls: [10.0, 1.0])
     assert outcome.best == "plain"
@@ -218,6 +219,12 @@ def test_other_backends_cannot_be_tuned() -> None:
         list(fast.engine.tune(fast, torch.rand(1, 3, 32, 32), **OUTPUTS))
     with pytest.raises(RuntimeError, match="tune: expected the model on a CUDA device, it is on cpu"):
         fast.tune(1)
+
+
+def test_a_network_with_hooks_is_not_tuned(fast: mvk.MobileViT) -> None:
+    fast.stages()[3].register_forward_hook(lambda *_: None)
+    with pytest.raises(RuntimeError, match="tune: expected a network without forward hooks"):
+        list(fast.engine.tune(fast, torch.rand(1, 3, 32, 32), **OUTPUTS))
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
@@ -300,6 +307,9 @@ def test_a_choice_that_this_device_does_not_have_does_not_count(
         choices.add(CPU, [Outcome(outcome.problem, outcome.default, "clusters of a thousand rows", {})])
     fast.engine.clear()
     assert torch.equal(fast(x), expected)
+    assert [engine._slices(count, 6) for count in ("1", "2", "3", "6", "4", "12", "0", "-2", "two", "")] == [
+        *(1, 2, 3, 6), *[1] * 6,
+    ]  # fmt: skip
 
 
 def test_the_command_writes_a_table_as_it_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
