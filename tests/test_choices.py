@@ -337,6 +337,11 @@ def test_the_command_writes_a_table_as_it_goes(tmp_path: Path, monkeypatch: pyte
     done = run(cli, ["tune", "--backend", "triton"])
     assert done.exit_code == 2
     assert "--backend triton: no Triton" in done.output
+    done = run(cli, ["tune", "--dtype", "float32"])
+    assert done.exit_code == 2
+    assert "cuda: the CUDA kernels have --dtype float16 and bfloat16" in done.output
+    done = run(cli, ["tune", "--backend", "cuda", "--dtype", "float32", "--dtype", "float16"])
+    assert "--backend cuda: the CUDA kernels have --dtype float16 and bfloat16" in done.output
     done = run(cli, [*arguments[:-1], "--budget-s", "0"])
     assert "cuda: 1 problems" in done.stdout
     assert "2.00" in done.stdout

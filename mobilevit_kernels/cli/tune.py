@@ -11,7 +11,7 @@ import click
 import torch
 
 import mobilevit_kernels
-from mobilevit_kernels import machine, registry
+from mobilevit_kernels import machine, native, registry
 from mobilevit_kernels.cli import _common
 from mobilevit_kernels.config import CONFIGS
 from mobilevit_kernels.native import choices
@@ -59,7 +59,7 @@ class _Wanted:
     "dtypes",
     type=click.Choice(list(_common.DTYPES)),
     multiple=True,
-    help="Compute dtypes [default: float16].",
+    help="Compute dtypes; the CUDA kernels have no float32 [default: float16].",
 )
 @click.option("--quick", is_flag=True, help="Triton: one step from the static configuration, one turn a measurement.")
 @click.option(
@@ -97,7 +97,11 @@ def tune(
     where = _common.pick_device(device)
     if where.type != "cuda":
         raise click.UsageError("tune needs a CUDA device" + (f", got {device}" if device else ", and there is none"))
+    asked = [_common.DTYPES[dtype] for dtype in dtypes] or [torch.float16]
+    served = {"cuda": [dtype for dtype in asked if dtype in native.DTYPES], "triton": asked}
     obstacles = {name: reason for name in _BACKENDS if (reason := _obstacle(name))}
+    if served["cuda"] != asked and ("cuda" in backends or not served["cuda"]):
+        obstacles.setdefault("cuda", "the CUDA kernels have --dtype float16 and bfloat16")
     for name in backends:
         if name in obstacles:
             raise click.UsageError(f"--backend {name}: {obstacles[name]}")
@@ -114,7 +118,7 @@ def tune(
             models or tuple(CONFIGS),
             stages,
             batches or (1, 256),
-            [_common.DTYPES[dtype] for dtype in dtypes] or [torch.float16],
+            served[name],
             size,
             where,
             output,
