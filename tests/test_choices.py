@@ -324,10 +324,13 @@ def test_the_command_writes_a_table_as_it_goes(tmp_path: Path, monkeypatch: pyte
 
     def outcomes(model, batch, dtype, size, device, stages) -> Iterator[Outcome]:
         given.append((model, batch, dtype, size, stages))
+        choices.add(CPU, [ENTRY])
+        assert choices.chosen(CPU) == {"p": "b"}
         yield ENTRY
         assert [o.problem for o in choices.read(path)[1]] == ["old", "p"]
 
     monkeypatch.setattr(tune_command, "_outcomes", outcomes)
+    monkeypatch.setenv("MVK_CHOICE_TABLE", "/nowhere/table.json")
     arguments = ["tune", "--model", "mobilevit_xs", "--batch", "8", "--batch", "1", "--output", str(path), "--json"]
     run = CliRunner().invoke
     done = run(cli, arguments)
@@ -345,6 +348,8 @@ def test_the_command_writes_a_table_as_it_goes(tmp_path: Path, monkeypatch: pyte
     done = run(cli, [*arguments[:-1], "--budget-s", "0"])
     assert "cuda: 1 problems" in done.stdout
     assert "2.00" in done.stdout
+    with pytest.raises(ValueError, match=r"/nowhere/table\.json: cannot be read"):
+        choices.chosen(CPU)
 
 
 def test_the_command_tunes_networks_that_the_cuda_kernels_serve(monkeypatch: pytest.MonkeyPatch) -> None:

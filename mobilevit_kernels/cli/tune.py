@@ -145,15 +145,16 @@ def _tune_choices(wanted: _Wanted) -> dict[str, object]:
     before = choices.kept(path, device)
     found: dict[str, choices.Outcome] = {}
     steps = [(model, batch, dtype) for dtype in wanted.dtypes for model in wanted.models for batch in wanted.batches]
-    for model, batch, dtype in _common.track(iter(steps), "tuning", total=len(steps)):
-        for outcome in _outcomes(model, batch, dtype, wanted.size, device, wanted.stages):
-            found[outcome.problem] = outcome
-            choices.write(path, _meta(device), list({**before, **found}.values()))
-            if wanted.budget is not None and time.monotonic() - start > wanted.budget:
-                break
-        else:
-            continue
-        break
+    with choices.without_tables():  # MVK_CHOICE_TABLE may name the very file that is not there yet, or does not fit
+        for model, batch, dtype in _common.track(iter(steps), "tuning", total=len(steps)):
+            for outcome in _outcomes(model, batch, dtype, wanted.size, device, wanted.stages):
+                found[outcome.problem] = outcome
+                choices.write(path, _meta(device), list({**before, **found}.values()))
+                if wanted.budget is not None and time.monotonic() - start > wanted.budget:
+                    break
+            else:
+                continue
+            break
     seconds = time.monotonic() - start
     if not wanted.as_json:
         _common.print_table(
