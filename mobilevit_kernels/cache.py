@@ -7,14 +7,15 @@ import re
 import tempfile
 from pathlib import Path
 
-__all__ = ["cache_folder", "make_folder", "slug", "table_path", "write_text"]
+__all__ = ["cache_folder", "is_there", "make_folder", "slug", "table_path", "write_text"]
 
 
 def cache_folder() -> Path:
     """``MVK_CACHE_DIR``, else mobilevit_kernels under the user's cache folder."""
     if "MVK_CACHE_DIR" in os.environ:
         return Path(os.environ["MVK_CACHE_DIR"])
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mobilevit_kernels"
+    # Path.home() raises for a user without a home folder, whose forwards look for tables here all the same.
+    return Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME", "~/.cache"))) / "mobilevit_kernels"
 
 
 def make_folder(path: Path) -> Path:
@@ -42,6 +43,11 @@ def slug(name: str) -> str:
 def table_path(kind: str, gpu: str) -> Path:
     """Where the table of a GPU model is in the cache folder: ``<kind>/<model>.json``."""
     return cache_folder() / kind / f"{slug(gpu)}.json"
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is such a file, as far as this user may see: Path.exists() raises in a folder of another user."""
+    return os.path.exists(path)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mobilevit_kernels.models import MobileViT
     from mobilevit_kernels.packed import Packed
 
-__all__ = ["Engine", "Workspaces"]
+__all__ = ["CAPTURING", "Engine", "Workspaces"]
 
 MAX_GRAPHS = 16
 MAX_PLANS = 64
@@ -37,7 +37,7 @@ WARM_UP_RUNS = 2
 _NATIVE = ("cuda", "simt")
 
 # PyTorch allows one capture at a time in a process.
-_CAPTURING = threading.Lock()
+CAPTURING = threading.Lock()
 
 Key = tuple[Any, ...]
 
@@ -239,7 +239,7 @@ class Engine:
         assert self._backend is not None
         source, outputs = _record(network, image, options, chosen)
         measured = []
-        slices = int(chosen.get(_forward_problem(source.recording), 1))
+        slices = _slices(chosen.get(_forward_problem(source.recording), "1"), image.shape[0])
         if slices > 1:
             source, outputs = _record(network, image[: image.shape[0] // slices], options, chosen)
         recording = source.recording
@@ -269,13 +269,18 @@ class Engine:
             measure: what times a list of calls; None: :func:`tuning.measure`, on a GPU.
 
         Raises:
-            RuntimeError: a stage is served by another backend than the CUDA kernels'.
+            RuntimeError: a stage is served by another backend than the CUDA kernels', or has forward hooks.
         """
         self._check_weights(network)
         if self._backend is None:
             raise RuntimeError(
                 "tune: expected a network whose stages are all served by the CUDA kernels in one dtype, got backends "
                 f"{', '.join(sorted({packed.backend for packed in self._packed}))}"
+            )
+        if network.has_hooks():
+            raise RuntimeError(
+                "tune: expected a network without forward hooks on its blocks and stages, which see one stage after "
+                "the other as the rules have it; remove them first"
             )
         library, image = native.library(self._backend), network.prepare(x)
         device, batch = image.device, image.shape[0]
@@ -376,7 +381,7 @@ class Engine:
             graph = torch.cuda.CUDAGraph()
             # Other threads may go on with what would break a capture of the whole process. The stream is not PyTorch's
             # own for captures, on which another thread may be capturing.
-            with _CAPTURING, torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+            with CAPTURING, torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
                 static_outputs = self._run(network, static_input, options, keep=False)
             plan = self.plan(network, static_input, **options)
             buffers = {t.data_ptr(): t.numel() * t.element_size() for t in (static_input, *static_outputs)}
@@ -396,6 +401,12 @@ def _record(
     """The recording's input and outputs."""
     source = Recorded.input(image, chosen)
     return source, network.run(source, **options)
+
+
+def _slices(chosen: str, batch: int) -> int:
+    """A table's count of slices; 1 where it is none for this batch, as with a stage's alternative that is not there."""
+    count = int(chosen) if chosen.isdecimal() else 0
+    return count if count > 0 and batch % count == 0 else 1
 
 
 def _forward_problem(recording: Recording) -> str:

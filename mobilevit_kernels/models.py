@@ -529,7 +529,8 @@ class MobileViT(nn.Module):
             The model itself; the Report names what was chosen.
 
         Raises:
-            RuntimeError: the model is not on a CUDA device, or a stage is not served by the CUDA kernels.
+            RuntimeError: the model is not on a CUDA device, or a stage is not served by the CUDA kernels or has
+                forward hooks.
         """
         x = self._images("tune", batch_size, height, width, dtype)
         with torch.inference_mode():

@@ -11,7 +11,9 @@ import torch
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
-os.environ.setdefault("MVK_LAUNCH_TABLE", "static")  # not whatever `tune` has left on this machine
+# Not whatever `tune` has left on this machine.
+os.environ.setdefault("MVK_LAUNCH_TABLE", "static")
+os.environ.setdefault("MVK_CHOICE_TABLE", "none")
 
 import pytest
 

@@ -71,9 +71,11 @@ class FakeCuda:
             fake.stream = before
 
         @contextlib.contextmanager
-        def graph(which):
+        def graph(which, stream, capture_error_mode):
             fake.check()
             assert not fake.capturing
+            assert isinstance(stream, Stream)  # else PyTorch captures on a stream of whatever device came first
+            assert capture_error_mode == "thread_local"
             fake.capturing, which.ms = True, 0.0
             fake.graph = which
             try:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
+import os
+import weakref
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +19,14 @@ from conftest import backend_params, skip_unless_available
 from test_plan import network
 
 import mobilevit_kernels as mvk
-from mobilevit_kernels import cuda, native
+from mobilevit_kernels import cuda, engine, native
+from mobilevit_kernels.cache import table_path
+from mobilevit_kernels.canonical import Conv3x3Weights
 from mobilevit_kernels.cli import cli
 from mobilevit_kernels.native import choices, conv3x3, inverted_residual, tuning
 from mobilevit_kernels.native.choices import Outcome
-from mobilevit_kernels.native.launches import Launch, map_slot
+from mobilevit_kernels.native.launches import Launch, Slot, execute, map_slot
+from mobilevit_kernels.registry import Status
 
 CPU = torch.device("cpu")
 OUTPUTS: dict[str, Any] = {"pool": True, "taps": ()}
@@ -90,6 +97,36 @@ def test_weights_come_back_from_their_fragments() -> None:
     assert torch.equal(conv3x3.unpack_fragments(conv3x3.pack_fragments(weight), 40, 24), weight)
 
 
+def test_plans_share_what_pytorch_reads_and_may_go_before_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    skip_unless_available("simt")
+    weights = Conv3x3Weights(torch.randn(8, 8, 3, 3), torch.randn(8))
+    packed = mvk.pack(weights, dtype=torch.float16, backend="simt")
+    read: list[torch.Tensor] = []
+    convolve = torch.nn.functional.conv2d
+    monkeypatch.setattr(conv3x3.F, "conv2d", lambda x, w, b, **kw: read.extend((w, b)) or convolve(x, w, b, **kw))
+    for size in (1, 4):
+        x = torch.rand(3, 8, size, size, dtype=torch.float16).contiguous(memory_format=torch.channels_last)
+        slot = Slot.like(x)
+        ways = native.alternatives(slot, packed, dilation=1, activation="none")
+        execute("simt", ways[conv3x3.PYTORCH], {slot: x})
+    assert read[0] is read[2]
+    assert read[1] is read[3]
+    alive = [weakref.ref(tensor) for tensor in read]
+    read.clear()
+    del ways, slot
+    assert all(reference() is not None for reference in alive)  # the plans are gone, a graph may still be there
+    fresh = replace(packed, device=torch.device("cuda"))
+    del packed
+    gc.collect()
+    assert not any(reference() is not None for reference in alive)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    x = map_slot(1, 8, 2, 2, torch.float16)
+    (launch,) = native.alternatives(x, fresh, dilation=1, activation="none")[conv3x3.PYTORCH]
+    assert launch.function is not None
+    with pytest.raises(RuntimeError, match="is not ready for the capture of a CUDA graph; call the model once before"):
+        launch.function({"x": torch.empty(0)}, torch.empty(0))
+
+
 def test_wrong_and_failing_alternatives_never_win() -> None:
     skip_unless_available("simt")
     x = map_slot(1, 8, 2, 2, torch.float16)
@@ -108,13 +145,14 @@ def test_wrong_and_failing_alternatives_never_win() -> None:
         "wrong": launch(lambda x: x * 2.1),
         "nan": launch(lambda x: x * float("nan")),
         "failing": launch(fail),
+        "huge": [replace(launch(lambda x: x * 2)[0], workspace_bytes=1 << 60)],
     }
     outcome = tuning.tune_stage(native.library("simt"), "p", ways, CPU, steps)
     assert outcome.best == "same"
     assert outcome.us == {"plain": 1000.0, "same": 500.0}
     assert outcome.rejected["failing"] == "RuntimeError: too many resources"
     assert outcome.rejected["wrong"].startswith("another result than the default's: relative error ")
-    assert "nan" in outcome.rejected
+    assert {"nan", "huge"} <= set(outcome.rejected)
     # Short work does not wait for the host.
     outcome = tuning.tune_stage(native.library("simt"), "p", ways, CPU, lambda calls: [10.0, 1.0])
     assert outcome.best == "plain"
@@ -187,6 +225,12 @@ def test_other_backends_cannot_be_tuned() -> None:
         fast.tune(1)
 
 
+def test_a_network_with_hooks_is_not_tuned(fast: mvk.MobileViT) -> None:
+    fast.stages()[3].register_forward_hook(lambda *_: None)
+    with pytest.raises(RuntimeError, match="tune: expected a network without forward hooks"):
+        list(fast.engine.tune(fast, torch.rand(1, 3, 32, 32), **OUTPUTS))
+
+
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 ENTRY = Outcome("p", "a", "b", {"a": 2.0, "b": 1.0}, {"c": "it spills"})
@@ -221,6 +265,21 @@ def test_a_table_is_read_where_it_fits(tmp_path: Path, monkeypatch: pytest.Monke
         choices.chosen(CPU)
 
 
+def test_a_user_without_a_cache_folder_goes_by_the_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def locked(*args: object, **kwargs: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", locked)
+        assert choices.chosen(CPU) == {}
+        assert choices.origin(CPU) == ""
+    # No HOME, and a user whom the system does not know.
+    for name in ("MVK_CACHE_DIR", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 2**31 - 2)
+    assert table_path("choice-tables", "simulator").name == "simulator.json"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -252,6 +311,9 @@ def test_a_choice_that_this_device_does_not_have_does_not_count(
         choices.add(CPU, [Outcome(outcome.problem, outcome.default, "clusters of a thousand rows", {})])
     fast.engine.clear()
     assert torch.equal(fast(x), expected)
+    assert [engine._slices(count, 6) for count in ("1", "2", "3", "6", "4", "12", "0", "-2", "two", "")] == [
+        *(1, 2, 3, 6), *[1] * 6,
+    ]  # fmt: skip
 
 
 def test_the_command_writes_a_table_as_it_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,10 +328,13 @@ def test_the_command_writes_a_table_as_it_goes(tmp_path: Path, monkeypatch: pyte
 
     def outcomes(model, batch, dtype, size, device, stages) -> Iterator[Outcome]:
         given.append((model, batch, dtype, size, stages))
+        choices.add(CPU, [ENTRY])
+        assert choices.chosen(CPU) == {"p": "b"}
         yield ENTRY
         assert [o.problem for o in choices.read(path)[1]] == ["old", "p"]
 
     monkeypatch.setattr(tune_command, "_outcomes", outcomes)
+    monkeypatch.setenv("MVK_CHOICE_TABLE", "/nowhere/table.json")
     arguments = ["tune", "--model", "mobilevit_xs", "--batch", "8", "--batch", "1", "--output", str(path), "--json"]
     run = CliRunner().invoke
     done = run(cli, arguments)
@@ -279,9 +344,32 @@ def test_the_command_writes_a_table_as_it_goes(tmp_path: Path, monkeypatch: pyte
     done = run(cli, ["tune", "--backend", "triton"])
     assert done.exit_code == 2
     assert "--backend triton: no Triton" in done.output
+    done = run(cli, ["tune", "--dtype", "float32"])
+    assert done.exit_code == 2
+    assert "cuda: the CUDA kernels have --dtype float16 and bfloat16" in done.output
+    done = run(cli, ["tune", "--backend", "cuda", "--dtype", "float32", "--dtype", "float16"])
+    assert "--backend cuda: the CUDA kernels have --dtype float16 and bfloat16" in done.output
     done = run(cli, [*arguments[:-1], "--budget-s", "0"])
     assert "cuda: 1 problems" in done.stdout
     assert "2.00" in done.stdout
+    with pytest.raises(ValueError, match=r"/nowhere/table\.json: cannot be read"):
+        choices.chosen(CPU)
+
+
+def test_the_command_tunes_networks_that_the_cuda_kernels_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the simulator in the place of the extension, which refuses networks that have not been moved yet."""
+    skip_unless_available("simt")
+    moved = []
+    to = mvk.MobileViT.to
+    monkeypatch.setattr(mvk.MobileViT, "to", lambda self, device: moved.append(device) or to(self, device))
+    monkeypatch.setattr(cuda, "status", lambda: Status(True, "the simulator"))
+    monkeypatch.setattr(cuda, "refusal", lambda *args: None if moved else "not on a GPU")
+    monkeypatch.setattr(cuda, "library", lambda: native.library("simt"))
+    monkeypatch.setattr(tuning, "tune_stage", by_rule)
+    tune_command = importlib.import_module("mobilevit_kernels.cli.tune")
+    found = list(tune_command._outcomes("mobilevit_xxs", 1, torch.float16, 32, CPU, ["conv3x3"]))
+    assert {outcome.problem.split()[0] for outcome in found} == {"conv3x3"}
+    assert moved == [CPU]
 
 
 @pytest.mark.gpu

@@ -357,7 +357,7 @@ class FakeCuda:
         def capture(graph, stream, capture_error_mode):
             assert capture_error_mode == "thread_local"
             assert isinstance(stream, Stream)  # PyTorch's own for captures may be of another device, or in use
-            assert engines._CAPTURING.locked()
+            assert engines.CAPTURING.locked()
             self.capturing = True
             yield
             self.capturing = False

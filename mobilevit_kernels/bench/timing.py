@@ -11,6 +11,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from mobilevit_kernels.engine import CAPTURING
+
 __all__ = ["Call", "CallFailed", "Timing", "captured", "quantile", "time_interleaved"]
 
 Call: TypeAlias = Callable[[Tensor], Any]
@@ -213,7 +215,9 @@ def captured(call: Call, x: Tensor) -> Call:
             call(x)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # PyTorch's own stream for captures stays on the device that the process captured on first. Other threads may go
+        # on with what would break a capture of the whole process.
+        with CAPTURING, torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
             kept = call(x)  # holds the outputs: the graph writes to them
 
     def replay(_: Tensor) -> object:

@@ -11,7 +11,7 @@ import click
 import torch
 
 import mobilevit_kernels
-from mobilevit_kernels import machine, registry
+from mobilevit_kernels import machine, native, registry
 from mobilevit_kernels.cli import _common
 from mobilevit_kernels.config import CONFIGS
 from mobilevit_kernels.native import choices
@@ -59,7 +59,7 @@ class _Wanted:
     "dtypes",
     type=click.Choice(list(_common.DTYPES)),
     multiple=True,
-    help="Compute dtypes [default: float16].",
+    help="Compute dtypes; the CUDA kernels have no float32 [default: float16].",
 )
 @click.option("--quick", is_flag=True, help="Triton: one step from the static configuration, one turn a measurement.")
 @click.option(
@@ -97,7 +97,11 @@ def tune(
     where = _common.pick_device(device)
     if where.type != "cuda":
         raise click.UsageError("tune needs a CUDA device" + (f", got {device}" if device else ", and there is none"))
+    asked = [_common.DTYPES[dtype] for dtype in dtypes] or [torch.float16]
+    served = {"cuda": [dtype for dtype in asked if dtype in native.DTYPES], "triton": asked}
     obstacles = {name: reason for name in _BACKENDS if (reason := _obstacle(name))}
+    if served["cuda"] != asked and ("cuda" in backends or not served["cuda"]):
+        obstacles.setdefault("cuda", "the CUDA kernels have --dtype float16 and bfloat16")
     for name in backends:
         if name in obstacles:
             raise click.UsageError(f"--backend {name}: {obstacles[name]}")
@@ -114,7 +118,7 @@ def tune(
             models or tuple(CONFIGS),
             stages,
             batches or (1, 256),
-            [_common.DTYPES[dtype] for dtype in dtypes] or [torch.float16],
+            served[name],
             size,
             where,
             output,
@@ -141,15 +145,16 @@ def _tune_choices(wanted: _Wanted) -> dict[str, object]:
     before = choices.kept(path, device)
     found: dict[str, choices.Outcome] = {}
     steps = [(model, batch, dtype) for dtype in wanted.dtypes for model in wanted.models for batch in wanted.batches]
-    for model, batch, dtype in _common.track(iter(steps), "tuning", total=len(steps)):
-        for outcome in _outcomes(model, batch, dtype, wanted.size, device, wanted.stages):
-            found[outcome.problem] = outcome
-            choices.write(path, _meta(device), list({**before, **found}.values()))
-            if wanted.budget is not None and time.monotonic() - start > wanted.budget:
-                break
-        else:
-            continue
-        break
+    with choices.without_tables():  # MVK_CHOICE_TABLE may name the very file that is not there yet, or does not fit
+        for model, batch, dtype in _common.track(iter(steps), "tuning", total=len(steps)):
+            for outcome in _outcomes(model, batch, dtype, wanted.size, device, wanted.stages):
+                found[outcome.problem] = outcome
+                choices.write(path, _meta(device), list({**before, **found}.values()))
+                if wanted.budget is not None and time.monotonic() - start > wanted.budget:
+                    break
+            else:
+                continue
+            break
     seconds = time.monotonic() - start
     if not wanted.as_json:
         _common.print_table(
@@ -175,7 +180,8 @@ def _outcomes(
     model: str, batch: int, dtype: torch.dtype, size: int, device: torch.device, stages: Sequence[str]
 ) -> Iterator[choices.Outcome]:
     """What one network at one batch size gives."""
-    fast = mobilevit_kernels.create_model(model, dtype=dtype, backend="cuda").to(device)
+    fast = mobilevit_kernels.create_model(model, dtype=dtype).to(device)
+    fast.configure(dtype=dtype, backend="cuda")  # on a CPU no network may ask for it
     x = torch.zeros(batch, 3, size, size, dtype=dtype, device=device)
     with torch.inference_mode():
         yield from fast.engine.tune(fast, x, stages=stages, pool=True, taps=())

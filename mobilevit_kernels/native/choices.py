@@ -14,10 +14,11 @@ What :meth:`mobilevit_kernels.MobileViT.tune` measures is added for the process,
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from typing import Any
 import torch
 
 import mobilevit_kernels
-from mobilevit_kernels.cache import table_path, write_text
+from mobilevit_kernels.cache import is_there, table_path, write_text
 from mobilevit_kernels.native.launches import Slot
 from mobilevit_kernels.packed import Packed
 
@@ -40,10 +41,13 @@ __all__ = [
     "origin",
     "problem",
     "read",
+    "without_tables",
     "write",
 ]
 
 FORMAT = 1
+
+_without_tables = False
 
 
 @dataclass
@@ -114,11 +118,13 @@ def add(device: torch.device, outcomes: Sequence[Outcome]) -> None:
 
 @functools.cache
 def _resolve(gpu: str) -> tuple[dict[str, str], str]:
+    if _without_tables:
+        return {}, ""
     named = os.environ.get("MVK_CHOICE_TABLE") or None
     if named == "none":
         return {}, "choice table: none (MVK_CHOICE_TABLE)"
     path = default_path(gpu) if named is None else Path(named)
-    if named is None and not path.exists():
+    if named is None and not is_there(path):
         return {}, ""
     try:
         meta, outcomes = read(path)
@@ -130,6 +136,19 @@ def _resolve(gpu: str) -> tuple[dict[str, str], str]:
             raise ValueError(f"MVK_CHOICE_TABLE: {error}") from error
         return {}, f"choice table passed over: {error}"
     return {o.problem: o.best for o in outcomes}, f"choice table of {meta['date'][:10]} ({path})"
+
+
+@contextlib.contextmanager
+def without_tables() -> Iterator[None]:
+    """For making a table: the process goes by the rules and what is added, whatever ``MVK_CHOICE_TABLE`` names."""
+    global _without_tables
+    _without_tables = True
+    clear()
+    try:
+        yield
+    finally:
+        _without_tables = False
+        clear()
 
 
 def clear() -> None:

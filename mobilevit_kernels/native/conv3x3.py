@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import threading
+import weakref
 from collections.abc import Mapping
 
 import torch
@@ -30,6 +32,11 @@ __all__ = [
 
 PYTORCH = "PyTorch's convolution"
 
+# What PyTorch's convolution reads, as long as the packed weights that it is made from: plans and CUDA graphs of all
+# shapes share it, and a graph still reads it when the plan that it was captured from is gone.
+_UNPACKED: weakref.WeakKeyDictionary[Packed, tuple[Tensor, Tensor]] = weakref.WeakKeyDictionary()
+_UNPACKING = threading.Lock()
+
 
 def pack_fragments(weight: Tensor) -> Tensor:
     """B fragments [16 input channels][dx][dy][8-channel tile][lane][4] of a (C_out, C_in, 3, 3) weight, flat.
@@ -43,10 +50,10 @@ def pack_fragments(weight: Tensor) -> Tensor:
 
 
 def unpack_fragments(fragments: Tensor, in_channels: int, out_channels: int) -> Tensor:
-    """The (C_out, C_in, 3, 3) weight of :func:`pack_fragments`."""
+    """The (C_out, C_in, 3, 3) weight of :func:`pack_fragments`, both on the CPU."""
     count = out_channels * in_channels * 9
-    numbers = torch.arange(1, count + 1, dtype=torch.float32).reshape(out_channels, in_channels, 3, 3)
-    places = pack_fragments(numbers).long().to(fragments.device)  # of each element its number; 0: padding
+    numbers = torch.arange(1, count + 1, device="cpu").reshape(out_channels, in_channels, 3, 3)
+    places = pack_fragments(numbers)  # of each element its number; 0: padding
     held = places > 0
     weight = fragments.new_empty(count)
     weight[places[held] - 1] = fragments[held]
@@ -108,17 +115,33 @@ def alternatives(x: Slot, packed: Packed, *, x2: Slot | None = None, dilation: i
     return found
 
 
+def _unpacked(packed: Packed) -> tuple[Tensor, Tensor]:
+    """The weight, channels_last, and the bias, both in the compute dtype; made at the first call.
+
+    Raises:
+        RuntimeError: the first call is under the capture of a CUDA graph, which cannot take the copies.
+    """
+    with _UNPACKING:
+        found = _UNPACKED.get(packed)
+        if found is None:
+            if packed.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+                raise RuntimeError(
+                    f"{PYTORCH}, which a choice table names, is not ready for the capture of a CUDA graph; call the "
+                    f"model once before"
+                )
+            fragments, bias = (tensor.cpu() for tensor in packed.tensors)
+            weight = unpack_fragments(fragments, *packed.sizes).contiguous(memory_format=torch.channels_last)
+            # Copies from the CPU end before they return: every stream may read them.
+            found = _UNPACKED[packed] = weight.to(packed.device), bias.to(packed.dtype).to(packed.device)
+    return found
+
+
 def _by_pytorch(x: Slot, packed: Packed, x2: Slot | None, dilation: int, activation: str) -> Launch:
     """The same convolution by PyTorch, with the rounded weights that the kernel has."""
 
-    @functools.cache
-    def weights() -> tuple[Tensor, Tensor]:
-        weight = unpack_fragments(packed.tensors[0], *packed.sizes)
-        return weight.contiguous(memory_format=torch.channels_last), packed.tensors[1].to(packed.dtype)
-
     def convolve(inputs: Mapping[str, Tensor], output: Tensor) -> None:
         maps = list(inputs.values())
-        weight, bias = weights()
+        weight, bias = _unpacked(packed)
         with torch.autocast(output.device.type, enabled=False):  # the compute dtype is the packed weights'
             whole = maps[0] if len(maps) == 1 else torch.cat(maps, dim=1)
             y = F.conv2d(whole, weight, bias, padding=dilation, dilation=dilation)

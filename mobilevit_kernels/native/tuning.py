@@ -87,8 +87,8 @@ def tune_stage(
     expected: Tensor | None = None
     for name, launches in alternatives.items():
         # Every alternative has slots of its own for what it writes, and the same ones for what it reads.
-        run = _ready(library, launches, dict(tensors), device)
         try:
+            run = _ready(library, launches, dict(tensors), device)
             result = run().float()
             error = 0.0 if expected is None else float((result - expected).norm() / expected.norm())
         except RuntimeError as failure:

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from mobilevit_kernels.cache import table_path, write_text
+from mobilevit_kernels.cache import is_there, table_path, write_text
 from mobilevit_kernels.triton.launch_table import (
     DEFAULT_ARCH,
     KERNELS,
@@ -104,7 +104,7 @@ def _resolve(gpu: str, arch: int) -> tuple[Table | None, str]:
     if named == "static":
         return None, "static launch table (MVK_LAUNCH_TABLE)"
     path = default_path(gpu) if named is None else Path(named)
-    if named is None and not path.exists():
+    if named is None and not is_there(path):
         return None, "static launch table"
     try:
         table = read(path)
