@@ -4,8 +4,11 @@
 //   K, V    one row a key: [K, 8·kHeadTiles channels | V, the same], pitch an odd number of 16-byte units
 //   scores  C fragments; their exponentials, rounded, are the A fragments of P·V
 //
-// The running maximum and sum of a row (online softmax, Milakov and Gimelshein, arXiv 1805.02867) are float32. A row's
-// scores lie with the four lanes of a quad; sums are put together only at the end.
+// Online softmax (Milakov and Gimelshein, arXiv 1805.02867) in float32, but with a reference that follows the running
+// maximum only where a row outgrows it by 2^kMargin: exponentials are then at most 2^kMargin, which 16 bits hold as
+// exactly as those of at most 1, and all other steps need neither the maximum over the quad nor a correction of the
+// sums. Whether a row's reference moves depends on that row alone. A row's scores lie with the four lanes of a quad;
+// sums of weights are put together only at the end.
 //
 // Sequences begin at multiples of 16 keys and rows, so that a tile of 16 rows and a group of 16 keys belong to one
 // sequence each. A group of another sequence is skipped: whatever a neighbour holds, NaN too, leaves no trace.
@@ -32,11 +35,14 @@ MVK_HOST_DEVICE constexpr int key_pitch(int head_tiles) { return (2 * head_tiles
 // Of the head's kHeadTiles tiles of V, kValueTiles from first_value_tile on: wide heads take several passes.
 template <class T, int kRowTiles, int kHeadTiles, int kValueTiles>
 struct Attention {
+  static constexpr float kMargin = 8.0f;  // in exponents of 2
+
   int first_value_tile;
   float scale;  // of the scores, positive; 1 where it is in Q
   FragmentC sums[kRowTiles][kValueTiles];
-  float maximum[kRowTiles][2];
-  float weight[kRowTiles][2];  // this lane's part of the sum of exponentials
+  float reference[kRowTiles][2];  // exponent of 2 that a row's exponentials are relative to
+  float limit[kRowTiles][2];      // the score up to which it stays, −∞ before the first
+  float weight[kRowTiles][2];     // this lane's part of the sum of exponentials
 
   MVK_DEVICE void start(int value_tile, float score_scale) {
     first_value_tile = value_tile;
@@ -47,33 +53,46 @@ struct Attention {
       for (int j = 0; j < kValueTiles; ++j) sums[m][j] = FragmentC{{0.0f, 0.0f, 0.0f, 0.0f}};
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        maximum[m][half] = -kInfinity;
+        reference[m][half] = 0.0f;
+        limit[m][half] = -kInfinity;
         weight[m][half] = 0.0f;
       }
     }
   }
 
-  // All keys of the ranges; region_rows is the number of rows in `keys_values`, a multiple of 32.
+  // All keys of the ranges; region_rows is the number of rows in `keys_values`, a multiple of 16.
   MVK_DEVICE void attend(const RowFragments<T, kRowTiles, kHeadTiles>& queries, Shared<T> keys_values, int region_rows,
                          const KeyRange (&ranges)[kRowTiles]) {
     int begin = ranges[0].begin;
     int end = begin + ranges[0].count;
+    int common_begin = begin;  // [common_begin, common_end): keys of all row tiles
+    int common_end = end;
 #pragma unroll
     for (int m = 1; m < kRowTiles; ++m) {
+      const int range_end = ranges[m].begin + ranges[m].count;
       begin = ranges[m].begin < begin ? ranges[m].begin : begin;
-      end = ranges[m].begin + ranges[m].count > end ? ranges[m].begin + ranges[m].count : end;
+      end = range_end > end ? range_end : end;
+      common_begin = ranges[m].begin > common_begin ? ranges[m].begin : common_begin;
+      common_end = range_end < common_end ? range_end : common_end;
     }
 #pragma unroll 1
     for (int key = begin; key < end; key += kKeyStep) {
-      // Lane l addresses row l of the step. A last half step reads its keys twice and uses the first ones.
-      const int lane_key = key + lane_index();
-      const int lane_row = (lane_key < region_rows ? lane_key : lane_key - 16) * key_pitch(kHeadTiles);
+      // Of a last half step the second 16 keys are the first ones again, and masked.
+      const int second_group = key + 16 < region_rows ? 16 : 0;
       FragmentC scores[kRowTiles][kKeyStep / 8];
-      multiply_keys(scores, queries, keys_values, lane_row);
+      multiply_keys(scores, queries, keys_values, key, second_group);
       FragmentA<T> exponentials[kRowTiles][kKeyStep / 16];
+      // Most steps are whole: one straight line of code for all row tiles, whose latencies hide each other.
+      if (key >= common_begin && key + kKeyStep <= common_end) {
+        softmax_step(exponentials, scores);
+        multiply_values(exponentials, keys_values, key, second_group, [](int, int) { return true; });
+      } else {
 #pragma unroll
-      for (int m = 0; m < kRowTiles; ++m) softmax_step(exponentials[m], scores[m], m, key, ranges[m]);
-      multiply_values(exponentials, keys_values, lane_row, key, ranges);
+        for (int m = 0; m < kRowTiles; ++m) mask(scores[m], key, ranges[m]);
+        softmax_step(exponentials, scores);
+        multiply_values(exponentials, keys_values, key, second_group,
+                        [&](int m, int group) { return ranges[m].has_group(key + 16 * group); });
+      }
     }
   }
 
@@ -101,29 +120,36 @@ struct Attention {
 
   MVK_DEVICE static void multiply_keys(FragmentC (&scores)[kRowTiles][kKeyStep / 8],
                                        const RowFragments<T, kRowTiles, kHeadTiles>& queries, Shared<T> keys_values,
-                                       int lane_row) {
+                                       int key, int second_group) {
+    constexpr int kPitch = key_pitch(kHeadTiles);
+    const int lane = lane_index();
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m) {
 #pragma unroll
       for (int n = 0; n < kKeyStep / 8; ++n) scores[m][n] = FragmentC{{0.0f, 0.0f, 0.0f, 0.0f}};
     }
+    // 16 keys × 16 channels a load, in the order that leaves the two registers of a B fragment side by side:
+    // matrices are keys 0 … 7 with channels 0 … 7, the same with channels 8 … 15, then keys 8 … 15.
+    const int row = (key + lane / 16 * 8 + lane % 8) * kPitch + lane / 8 % 2 * 8;
 #pragma unroll
     for (int step = 0; step < kHeadTiles / 2; ++step) {
-      Pair<T> lower[4];  // channels 16·step … + 7 of four groups of eight keys
-      Pair<T> upper[4];
-      load_matrix_x4(lower, keys_values, lane_row + 16 * step);
-      load_matrix_x4(upper, keys_values, lane_row + 16 * step + 8);
 #pragma unroll
-      for (int n = 0; n < kKeyStep / 8; ++n) {
+      for (int group = 0; group < kKeyStep / 16; ++group) {
+        Pair<T> keys[4];
+        load_matrix_x4(keys, keys_values, row + group * second_group * kPitch + 16 * step);
 #pragma unroll
-        for (int m = 0; m < kRowTiles; ++m) {
-          mma_m16n8k16(scores[m][n], queries.fragment[m][step], FragmentB<T>{{lower[n], upper[n]}});
+        for (int n = 0; n < 2; ++n) {
+#pragma unroll
+          for (int m = 0; m < kRowTiles; ++m) {
+            mma_m16n8k16(scores[m][2 * group + n], queries.fragment[m][step],
+                         FragmentB<T>{{keys[2 * n], keys[2 * n + 1]}});
+          }
         }
       }
     }
     if constexpr (kHeadTiles % 2 != 0) {
-      Pair<T> rest[4];
-      load_matrix_x4(rest, keys_values, lane_row + 8 * (kHeadTiles - 1));
+      Pair<T> rest[4];  // eight channels of four groups of eight keys
+      load_matrix_x4(rest, keys_values, key_row(key, second_group) * kPitch + 8 * (kHeadTiles - 1));
 #pragma unroll
       for (int n = 0; n < kKeyStep / 8; ++n) {
 #pragma unroll
@@ -134,63 +160,98 @@ struct Attention {
     }
   }
 
-  MVK_DEVICE void softmax_step(FragmentA<T> (&exponentials)[kKeyStep / 16], FragmentC (&scores)[kKeyStep / 8], int m,
-                               int key, const KeyRange& range) {
+  // The key of a step whose row this lane addresses where all 32 are loaded at once.
+  MVK_DEVICE static int key_row(int key, int second_group) {
+    const int lane = lane_index();
+    return key + lane % 16 + lane / 16 * second_group;
+  }
+
+  MVK_DEVICE static void mask(FragmentC (&scores)[kKeyStep / 8], int key, const KeyRange& range) {
     const int t = lane_index() % 4;
-    const bool has_group[2] = {range.has_group(key), range.has_group(key + 16)};
 #pragma unroll
-    for (int group = 0; group < 2; ++group) exponentials[group] = FragmentA<T>{};
-    if (!has_group[0] && !has_group[1]) return;
-    if (key < range.begin || key + kKeyStep > range.begin + range.count) {
+    for (int i = 0; i < kKeyStep / 2; ++i) {
+      const int own_key = key + i / 4 * 8 + 2 * t + i % 2;
+      if (own_key < range.begin || own_key >= range.begin + range.count) scores[i / 4].value[i % 4] = -kInfinity;
+    }
+  }
+
+  MVK_DEVICE void softmax_step(FragmentA<T> (&exponentials)[kRowTiles][kKeyStep / 16],
+                               const FragmentC (&scores)[kRowTiles][kKeyStep / 8]) {
+    float largest[kRowTiles][2];
+    bool outgrown = false;
 #pragma unroll
-      for (int i = 0; i < kKeyStep / 2; ++i) {
-        const int own_key = key + i / 4 * 8 + 2 * t + i % 2;
-        if (own_key < range.begin || own_key >= range.begin + range.count) scores[i / 4].value[i % 4] = -kInfinity;
+    for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        largest[m][half] = max_of(scores[m][0].value[2 * half], scores[m][0].value[2 * half + 1]);
+#pragma unroll
+        for (int n = 1; n < kKeyStep / 8; ++n) {
+          largest[m][half] =
+              max_of(largest[m][half], max_of(scores[m][n].value[2 * half], scores[m][n].value[2 * half + 1]));
+        }
+        outgrown = outgrown || largest[m][half] > limit[m][half];
       }
     }
+    if (any_lane(outgrown)) raise_references(largest);
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      float largest = maximum[m][half];
+    for (int m = 0; m < kRowTiles; ++m) {
 #pragma unroll
-      for (int n = 0; n < kKeyStep / 8; ++n) {
-        largest = max_of(largest, max_of(scores[n].value[2 * half], scores[n].value[2 * half + 1]));
-      }
-      largest = max_of(largest, shuffle_xor(largest, 1));
-      largest = max_of(largest, shuffle_xor(largest, 2));
-      const float correction = exp2_approx((maximum[m][half] - largest) * scale);
-      maximum[m][half] = largest;
-      weight[m][half] *= correction;
+      for (int group = 0; group < kKeyStep / 16; ++group) {
 #pragma unroll
-      for (int j = 0; j < kValueTiles; ++j) {
-        sums[m][j].value[2 * half] *= correction;
-        sums[m][j].value[2 * half + 1] *= correction;
-      }
-    }
-#pragma unroll
-    for (int group = 0; group < 2; ++group) {
-      if (!has_group[group]) continue;
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {  // register i: row half i % 2, keys 8·(i / 2) + 2t and the next
-        const FragmentC& from = scores[2 * group + i / 2];
-        const float first = exp2_approx((from.value[2 * (i % 2)] - maximum[m][i % 2]) * scale);
-        const float second = exp2_approx((from.value[2 * (i % 2) + 1] - maximum[m][i % 2]) * scale);
-        weight[m][i % 2] += first + second;
-        exponentials[group].reg[i] = make_pair<T>(first, second);
+        for (int i = 0; i < 4; ++i) {  // register i: row half i % 2, keys 8·(i / 2) + 2t and the next
+          const FragmentC& from = scores[m][2 * group + i / 2];
+          const float offset = -reference[m][i % 2];
+          const float first = exp2_approx(multiply_add(from.value[2 * (i % 2)], scale, offset));
+          const float second = exp2_approx(multiply_add(from.value[2 * (i % 2) + 1], scale, offset));
+          weight[m][i % 2] += first + second;
+          exponentials[m][group].reg[i] = make_pair<T>(first, second);
+        }
       }
     }
   }
 
+  // The reference of each row that has outgrown its own becomes the row's largest score so far.
+  MVK_DEVICE void raise_references(const float (&largest)[kRowTiles][2]) {
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float row_largest = max_of(largest[m][half], shuffle_xor(largest[m][half], 1));
+        row_largest = max_of(row_largest, shuffle_xor(row_largest, 2));
+        const float raised = row_largest * scale;
+        const bool outgrown = row_largest > limit[m][half];
+        const bool first = limit[m][half] == -kInfinity;
+        const float correction = first ? 0.0f : exp2_approx(reference[m][half] - raised);
+        if (outgrown) {
+          reference[m][half] = raised;
+          limit[m][half] = row_largest + kMargin / scale;
+          weight[m][half] *= correction;
+        }
+#pragma unroll
+        for (int j = 0; j < kValueTiles; ++j) {
+          if (outgrown) {
+            sums[m][j].value[2 * half] *= correction;
+            sums[m][j].value[2 * half + 1] *= correction;
+          }
+        }
+      }
+    }
+  }
+
+  // has_group(m, group): whether row tile m attends to this group of 16 keys.
+  template <class HasGroup>
   MVK_DEVICE void multiply_values(const FragmentA<T> (&exponentials)[kRowTiles][kKeyStep / 16], Shared<T> keys_values,
-                                  int lane_row, int key, const KeyRange (&ranges)[kRowTiles]) {
+                                  int key, int second_group, const HasGroup& has_group) {
+    const int row = key_row(key, second_group) * key_pitch(kHeadTiles);
 #pragma unroll
     for (int j = 0; j < kValueTiles; ++j) {
       Pair<T> values[4];  // channels 8j … 8j + 7 of four groups of eight keys, keys along k
-      load_matrix_x4_transposed(values, keys_values, lane_row + 8 * (kHeadTiles + first_value_tile + j));
+      load_matrix_x4_transposed(values, keys_values, row + 8 * (kHeadTiles + first_value_tile + j));
 #pragma unroll
       for (int m = 0; m < kRowTiles; ++m) {
 #pragma unroll
         for (int group = 0; group < 2; ++group) {
-          if (ranges[m].has_group(key + 16 * group)) {
+          if (has_group(m, group)) {
             mma_m16n8k16(sums[m][j], exponentials[m][group], FragmentB<T>{{values[2 * group], values[2 * group + 1]}});
           }
         }

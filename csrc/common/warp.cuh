@@ -19,6 +19,9 @@ MVK_DEVICE void sync_block() { __syncthreads(); }
 // Orders the warp's shared-memory accesses before it with those after it. No other warp primitive does.
 MVK_DEVICE void sync_warp() { __syncwarp(); }
 
+// Whether `condition` is true in any lane of the caller's warp.
+MVK_DEVICE bool any_lane(bool condition) { return __any_sync(0xffffffffu, condition) != 0; }
+
 // The value of `lane` of the caller's warp.
 template <class V>
 MVK_DEVICE V shuffle(V value, int lane) {

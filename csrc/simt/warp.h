@@ -45,6 +45,20 @@ V shuffle_from(V value, int source, const char* primitive, Where where) {
 
 }  // namespace simt
 
+inline bool any_lane(bool condition, simt::Where where = simt::Where::here()) {
+  struct Vote {
+    bool condition, result;
+  } own{condition, false};
+  if (simt::gather_warp("any_lane", &own, where)) {
+    void** lanes = simt::warp_arguments();
+    bool any = false;
+    for (int lane = 0; lane < simt::kWarpSize; ++lane) any = any || static_cast<Vote*>(lanes[lane])->condition;
+    for (int lane = 0; lane < simt::kWarpSize; ++lane) static_cast<Vote*>(lanes[lane])->result = any;
+    simt::release_warp();
+  }
+  return own.result;
+}
+
 template <class V>
 V shuffle(V value, int lane, simt::Where where = simt::Where::here()) {
   return simt::shuffle_from(value, lane, "shuffle", where);

@@ -400,7 +400,8 @@ void add_async_copies(Table& table) {
   });
 }
 
-// --- 9.7.9.6 shfl.sync: d|p, a, b, c, membermask ---------------------------------------------------------------------
+// --- 9.7.9.6 shfl.sync: d|p, a, b, c, membermask; 9.7.13 vote.sync --------------------------------------------------
+// ---------------------------------------------------------------------
 
 enum class Shuffle { kUp, kDown, kButterfly, kIndex };
 
@@ -445,6 +446,15 @@ void shuffle(Warp& warp, const Instruction& i, Mask active) {
   });
 }
 
+// vote.sync.any.pred p, a, membermask
+void vote_any(Warp& warp, const Instruction& i, Mask active) {
+  pred* const p = warp.lanes<pred>(i.operand[0]);
+  const pred* const a = warp.lanes<pred>(i.operand[1]);
+  bool any = false;
+  for_lanes(active, [&](int lane) { any = any || a[lane]; });
+  for_lanes(active, [&](int lane) { p[lane] = any; });
+}
+
 // --- 9.7.12 control flow; 9.7.13 synchronisation ---------------------------------------------------------------------
 
 void add_control_synchronisation(Table& table) {
@@ -463,6 +473,7 @@ void add_control_synchronisation(Table& table) {
   table["shfl.sync.down.b32"] = whole({4, 1, 4, 4, 4, 4}, shuffle<Shuffle::kDown>, Convergence::kMemberMask);
   table["shfl.sync.bfly.b32"] = whole({4, 1, 4, 4, 4, 4}, shuffle<Shuffle::kButterfly>, Convergence::kMemberMask);
   table["shfl.sync.idx.b32"] = whole({4, 1, 4, 4, 4, 4}, shuffle<Shuffle::kIndex>, Convergence::kMemberMask);
+  table["vote.sync.any.pred"] = whole({1, 1, 4}, vote_any, Convergence::kMemberMask);
   table["griddepcontrol.launch_dependents"] = whole({}, nullptr);
   table["griddepcontrol.wait"] =
       whole({}, [](Warp& warp, const Instruction&, Mask active) { warp.wait_for_earlier_launches(active); });
