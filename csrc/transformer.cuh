@@ -69,14 +69,16 @@ struct TransformerConfig {
   static constexpr int kRows = kWarps * 16 * kRowTiles;
 
   // A slot holds kPanels panels of W_q, W_k, W_v or W_out, or as many slabs of W_in or W_o, or kPanels / 2 groups of a
-  // panel of W_1 and a slab of W_2.
-  static constexpr int kPanels = kDim <= 96 ? 4 : 2;
+  // panel of W_1 and a slab of W_2. Four halve the barriers; at 144 channels they would take the large block out of
+  // 163 KB of shared memory, at 240 the small one out of 99.
+  static constexpr int kPanels = kDim <= 120 || kDim == 192 ? 4 : 2;
   static constexpr int kPanelElements = norm_panel_elements(kTiles);
   static constexpr int kSlabElements = slab_elements(kTiles);
   static constexpr int kGroupElements = kPanelElements + kSlabElements;
   static constexpr int kSlotElements = kPanels * (kPanelElements > kSlabElements ? kPanelElements : kSlabElements);
   static constexpr int kGroups = kPanels / 2;
-  static constexpr int kSlots = kDim > 240 ? 2 : 3;  // where shared memory is scarcest, less is in flight
+  // Where shared memory is scarcest, less is in flight.
+  static constexpr int kSlots = kDim > 240 || (kDim == 192 && kWarps == 4) ? 2 : 3;
   // K-steps of X that the MLP parks in shared memory, where X (2 registers a tile), the sums (4) and what else there is
   // do not fit into 255 registers.
   static constexpr int kParkedSteps = kRowTiles * kTiles > 32 ? 3 : 0;

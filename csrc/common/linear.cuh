@@ -37,12 +37,19 @@ struct RowFragments {
 
 // sums[m][j] += rows · panel for its kColumns columns, with 8·kTiles channels a row; fragment_of(m, step) is the A
 // fragment of a k-step.
+//
+// One tile of wide rows is two chains of dependent products, each waiting for the one before it: there every second
+// k-step adds to sums of its own (at 19 to 30 tiles; narrower rows come in two tiles too, whose sums have to be the
+// same bits, and 32 leave no registers).
 template <int kTiles, int kColumns, int kRowTiles, class T, class FragmentOf>
 MVK_DEVICE void multiply_panel(FragmentC (&sums)[kRowTiles][2], Shared<T> panel, const FragmentOf& fragment_of) {
   static_assert(kColumns == 16 || ((kColumns == 8 || kColumns == 4) && kTiles % 2 == 0),
                 "a panel of fewer than 16 columns has whole k-steps only");
   using Words = typename Select<kColumns == 16, Words4, Words2>::Type;
+  constexpr int kColumnTiles = ceil_div(kColumns, 8);
+  constexpr bool kTwoChains = kTiles > 18 && kTiles <= 30;
   const int lane = lane_index();
+  FragmentC odd_steps[kRowTiles][kColumnTiles] = {};
 #pragma unroll
   for (int step = 0; step < kTiles / 2; ++step) {
     Words words{};
@@ -53,8 +60,9 @@ MVK_DEVICE void multiply_panel(FragmentC (&sums)[kRowTiles][2], Shared<T> panel,
     for (int m = 0; m < kRowTiles; ++m) {
       const FragmentA<T> a = fragment_of(m, step);
 #pragma unroll
-      for (int j = 0; j < ceil_div(kColumns, 8); ++j) {
-        mma_m16n8k16(sums[m][j], a, FragmentB<T>{{{words.word[2 * j]}, {words.word[2 * j + 1]}}});
+      for (int j = 0; j < kColumnTiles; ++j) {
+        FragmentC& to = kTwoChains && step % 2 != 0 ? odd_steps[m][j] : sums[m][j];
+        mma_m16n8k16(to, a, FragmentB<T>{{{words.word[2 * j]}, {words.word[2 * j + 1]}}});
       }
     }
   }
@@ -65,6 +73,16 @@ MVK_DEVICE void multiply_panel(FragmentC (&sums)[kRowTiles][2], Shared<T> panel,
       const FragmentA<T> a = fragment_of(m, kTiles / 2);
       mma_m16n8k8(sums[m][0], a, FragmentB<T>{{{words.word[0]}, {}}});
       mma_m16n8k8(sums[m][1], a, FragmentB<T>{{{words.word[1]}, {}}});
+    }
+  }
+  if constexpr (kTwoChains) {
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+      for (int j = 0; j < kColumnTiles; ++j) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) sums[m][j].value[i] += odd_steps[m][j].value[i];
+      }
     }
   }
 }

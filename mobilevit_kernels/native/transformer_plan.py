@@ -51,7 +51,7 @@ class Instance:
     @property
     def panels(self) -> int:
         """Panels or slabs of a chunk (``TransformerConfig::kPanels``): the packing needs to know it."""
-        return 4 if self.dim <= 96 else 2
+        return 4 if self.dim <= 120 or self.dim == 192 else 2
 
     @property
     def joined(self) -> bool:
