@@ -30,6 +30,64 @@ MVK_DEVICE void load_row_tile(RowFragments<T, kRowTiles, kTiles>& rows, int m, S
   }
 }
 
+// The lines of the LayerNorm (common/linear.cuh) of rows [first_row, first_row + kRows), scale and shift of one after
+// the other: each computed once, by 16 lanes, where warps that share rows would each compute all of them.
+template <int kTiles, int kRows, int kWarps, class T>
+MVK_DEVICE void compute_lines(Shared<float> lines, Shared<T> rows, int pitch, int first_row, float epsilon) {
+  static_assert(kRows % (2 * kWarps) == 0, "all warps have as many rows");
+  constexpr int kUnits = ceil_div(kTiles, 16);  // of 8 channels, a lane's
+  constexpr float kPerChannel = 1.0f / (8 * kTiles);
+  const int part = lane_index() % 16;
+  const auto sum_of_row = [](float value) {
+#pragma unroll
+    for (int mask = 1; mask < 16; mask *= 2) value += shuffle_xor(value, mask);
+    return value;
+  };
+#pragma unroll(kRows / (2 * kWarps) <= 2 ? 2 : 1)
+  for (int i = 0; i < kRows / (2 * kWarps); ++i) {
+    const int row = 2 * (warp_index() + kWarps * i) + lane_index() / 16;
+    float values[kUnits][8];
+    float sum = 0.0f;
+#pragma unroll
+    for (int u = 0; u < kUnits; ++u) {
+      const int tile = part + 16 * u;
+      Words4 words{};
+      if (tile < kTiles) words = rows.template load<Words4>((first_row + row) * pitch + 8 * tile);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        values[u][2 * j] = low(Pair<T>{words.word[j]});
+        values[u][2 * j + 1] = high(Pair<T>{words.word[j]});
+        sum += values[u][2 * j] + values[u][2 * j + 1];
+      }
+    }
+    const float mean = sum_of_row(sum) * kPerChannel;
+    float squares = 0.0f;
+#pragma unroll
+    for (int u = 0; u < kUnits; ++u) {
+      if (part + 16 * u < kTiles) {
+#pragma unroll
+        for (int j = 0; j < 8; ++j) squares = multiply_add(values[u][j] - mean, values[u][j] - mean, squares);
+      }
+    }
+    const float scale = rsqrt_approx(multiply_add(sum_of_row(squares), kPerChannel, epsilon));
+    if (part == 0) lines.store(2 * row, Floats2{{scale, -mean * scale}});
+  }
+}
+
+// Those of the rows g and g + 8 of each row tile of this warp; `row` counts as in compute_lines().
+template <int kRowTiles>
+MVK_DEVICE void load_lines(RowLines<kRowTiles>& own, Shared<float> lines, int row) {
+#pragma unroll
+  for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const Floats2 line = lines.template load<Floats2>(2 * (row + 16 * m + 8 * half + lane_index() / 4));
+      own.scale[m][half] = line.value[0];
+      own.shift[m][half] = line.value[1];
+    }
+  }
+}
+
 // LayerNorm and bias behind a product with rows of X (common/linear.cuh): at `offset` lie the tile's 8 biases and 8
 // column sums, in float.
 template <class T, int kRowTiles>

@@ -109,7 +109,8 @@ struct TransformerClusterConfig {
   static constexpr int kHeadsBegin = kQueriesBegin + kRows * kQueryPitch * 2;
   static constexpr int kAttentionEnd = kHeadsBegin + kRows * kHeadsPitch * 2;
   static constexpr int kHiddenEnd = kTurnsBegin + kRows * kHiddenPitch * 2;
-  static constexpr int kSharedBytes = kAttentionEnd > kHiddenEnd ? kAttentionEnd : kHiddenEnd;
+  static constexpr int kLinesBegin = kAttentionEnd > kHiddenEnd ? kAttentionEnd : kHiddenEnd;
+  static constexpr int kSharedBytes = kLinesBegin + kRows * 8;
 
   // Queries of a block: all its rows, or half of them; 16 rows are too few to halve, and the pair's first block has
   // all.
@@ -188,6 +189,7 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
   const Shared<T> heads = shared_region<T>("heads", Config::kHeadsBegin, Config::kRows * Config::kHeadsPitch);
   const Shared<T> hidden = shared_region<T>("hidden", Config::kTurnsBegin, Config::kRows * Config::kHiddenPitch);
   const Shared<T> output = shared_region<T>("output", Config::kTurnsBegin, Config::kRows * Config::kHiddenPitch);
+  const Shared<float> lines = shared_region<float>("lines", Config::kLinesBegin, Config::kRows * 2);
 
   // --- the stream of weights ---
   const int in_steps = ceil_div(params.in_channels, 16);
@@ -240,8 +242,9 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
   };
 
   // --- steps ---
-  // Rows of X in registers, and the lines of their LayerNorm.
-  const auto load_rows = [&](Rows& own, RowLines<kRowTiles>& lines) {
+  // Rows of X in registers, and the lines of their LayerNorm. Every warp has a part in these: all have to call.
+  const auto load_rows = [&](Rows& own, RowLines<kRowTiles>& own_lines) {
+    compute_lines<Config::kTiles, Config::kRows, Config::kWarps>(lines, rows, kRowPitch, 0, params.epsilon);
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m) {
 #pragma unroll
@@ -249,7 +252,8 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
         load_fragment(own.fragment[m][step], rows, kRowPitch, first_row + 16 * m, step);
       }
     }
-    layer_norm_lines<false>(lines, own, Config::kDim, params.epsilon);
+    sync_block();
+    load_lines(own_lines, lines, first_row);
   };
   const auto bias_of = [&](Shared<T> slice, int steps, int tile) {
     return slice.template load<Floats2>(tile * Config::tile_elements(steps) + steps * 128 + 4 * t);
@@ -298,7 +302,7 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
       for (int m = 0; m < kRowTiles; ++m) load_fragment(a[m], region, pitch, first_row + 16 * m, step);
       multiply_step<Config, kSlice>(to, a, slice, steps, step, first_tile);
     };
-#pragma unroll 2
+#pragma unroll 4
     for (int step = 0; step < steps; step += kChains) {
       add_step(sums, step);
       if (kChains == 2 && step + 1 < steps) add_step(second, step + 1);
@@ -325,7 +329,7 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
   };
 
   // sums = LN(X) · W + b for the block's columns; tile j of the warp is first + kColumnWarps·j of the slice.
-  const auto multiply_norm = [&](auto& sums, const Rows& own, const RowLines<kRowTiles>& lines, Shared<T> slice,
+  const auto multiply_norm = [&](auto& sums, const Rows& own, const RowLines<kRowTiles>& own_lines, Shared<T> slice,
                                  int first, auto slice_tiles) {
     constexpr int kSlice = decltype(slice_tiles)::value;
     constexpr int kCount = ceil_div(kSlice, kColumnWarps);
@@ -347,7 +351,8 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
       if (kColumnWarps * (j + 1) <= kSlice || tile < kSlice) {
 #pragma unroll
         for (int m = 0; m < kRowTiles; ++m) {
-          apply_norm(sums[m][j], slice, tile * Config::tile_elements(Config::kSteps) + Config::kSteps * 128, lines, m);
+          apply_norm(sums[m][j], slice, tile * Config::tile_elements(Config::kSteps) + Config::kSteps * 128, own_lines,
+                     m);
         }
       }
     }
@@ -358,10 +363,10 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
     constexpr int kSlice = Config::kAttentionSlice;
     constexpr int kCount = ceil_div(kSlice, kColumnWarps);
     Rows own;
-    RowLines<kRowTiles> lines;
-    load_rows(own, lines);
+    RowLines<kRowTiles> own_lines;
+    load_rows(own, own_lines);
     FragmentC sums[kRowTiles][kCount];
-    multiply_norm(sums, own, lines, weights.part(0, Config::kProjectionBuffer), first_tile, Constant<kSlice>{});
+    multiply_norm(sums, own, own_lines, weights.part(0, Config::kProjectionBuffer), first_tile, Constant<kSlice>{});
     const int slice_begin = Config::kRowGroups == 1 ? rank % 2 * kSlice : 0;
     const auto tile_of = [&](int j) {  // of [K | V | Q]; −1: none
       const int tile = first_tile + kColumnWarps * j;
@@ -413,12 +418,12 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
     constexpr int kSlice = Config::kHiddenSlice;
     constexpr int kCount = ceil_div(kSlice, kColumnWarps);
     Rows own;
-    RowLines<kRowTiles> lines;
-    load_rows(own, lines);
+    RowLines<kRowTiles> own_lines;
+    load_rows(own, own_lines);
     FragmentC sums[kRowTiles][kCount];
     const Shared<T> slice =
         weights.part(Config::kExpandBuffer, Config::slice_elements(Config::kSteps, Config::kHiddenSlice));
-    multiply_norm(sums, own, lines, slice, first_tile, Constant<kSlice>{});
+    multiply_norm(sums, own, own_lines, slice, first_tile, Constant<kSlice>{});
     const auto column_of = [&](int j) {
       const int tile = first_tile + kColumnWarps * j;
       const int column_tile = column_block * kSlice + tile;
@@ -441,8 +446,8 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
   // y = silu(W_out · LN(X) + b_out), the block's columns. W_out and b_out are halved.
   const auto multiply_output = [&] {
     Rows own;
-    RowLines<kRowTiles> lines;
-    load_rows(own, lines);
+    RowLines<kRowTiles> own_lines;
+    load_rows(own, own_lines);
     const int slice_begin = column_block * out_slice;
     const Shared<T> slice = weights.part(0, Config::slice_elements(Config::kSteps, out_slice));
     std::int64_t offset[kRowTiles];  // of a row in y, for lanes that store one
@@ -454,7 +459,7 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
     for (int tile = first_tile; tile < out_slice; tile += kColumnWarps) {
       if (8 * (slice_begin + tile) >= params.out_channels) break;
       FragmentC sums[kRowTiles][1];
-      multiply_norm(sums, own, lines, slice, tile, Constant<kColumnWarps>{});  // one tile a warp
+      multiply_norm(sums, own, own_lines, slice, tile, Constant<kColumnWarps>{});  // one tile a warp
 #pragma unroll
       for (int m = 0; m < kRowTiles; ++m) {
 #pragma unroll

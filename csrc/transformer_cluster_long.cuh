@@ -86,7 +86,8 @@ struct TransformerClusterLongConfig {
   static constexpr int kTurnsBegin = kRowsBegin + kRows * kRowPitch * 2;
   static constexpr int kQueriesBegin = kTurnsBegin + kClusterRows * key_pitch(kHeadTiles) * 2;
   static constexpr int kHeadsBegin = kQueriesBegin + kRows * kQueryPitch * 2;
-  static constexpr int kSharedBytes = kHeadsBegin + kOwnRows * kHeadsPitch * 2;
+  static constexpr int kLinesBegin = kHeadsBegin + kOwnRows * kHeadsPitch * 2;
+  static constexpr int kSharedBytes = kLinesBegin + kOwnRows * 8;
 
   static constexpr int kMaxChannels = 8 * kHiddenTiles;  // of x and of y
 
@@ -162,6 +163,7 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
   const Shared<T> heads = shared_region<T>("heads", Config::kHeadsBegin, Config::kOwnRows * Config::kHeadsPitch);
   const Shared<T> hidden = shared_region<T>("hidden", Config::kTurnsBegin, Config::kOwnRows * Config::kHiddenPitch);
   const Shared<T> output = shared_region<T>("output", Config::kTurnsBegin, Config::kOwnRows * Config::kHiddenPitch);
+  const Shared<float> lines = shared_region<float>("lines", Config::kLinesBegin, Config::kOwnRows * 2);
 
   // --- the stream of weights ---
   int next_chunk = 0;
@@ -200,13 +202,10 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
   };
 
   // --- steps ---
-  // Rows of X from `row` on in registers, and the lines of their LayerNorm.
-  const auto load_rows = [&](Rows& own, RowLines<kRowTiles>& lines, int row) {
+  // Rows of X from `row` on in registers.
+  const auto load_rows = [&](Rows& own, int row) {
 #pragma unroll
-    for (int m = 0; m < kRowTiles; ++m) {
-      load_row_tile(own, m, rows, kRowPitch, row + 16 * m);
-    }
-    layer_norm_lines<false>(lines, own, Config::kDim, params.epsilon);
+    for (int m = 0; m < kRowTiles; ++m) load_row_tile(own, m, rows, kRowPitch, row + 16 * m);
   };
   const auto for_row_group = [&](const auto& send) {
 #pragma unroll
@@ -220,18 +219,27 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
     constexpr int kCount = ceil_div(kTiles, kColumnWarps);
     FragmentC sums[kRowTiles][kCount] = {};
     Shared<T> chunk = ring;
-    int chunk_step = 0;
+    int chunk_steps = 0;
 #pragma unroll 1
-    for (int step = 0; step < steps; ++step) {
-      chunk_step = step % Config::kChunkSteps;
-      if (chunk_step == 0) chunk = take_chunk();
-      FragmentA<T> a[kRowTiles];
+    for (int first = 0; first < steps; first += Config::kChunkSteps) {
+      chunk = take_chunk();
+      const auto multiply_step = [&](int step) {
+        FragmentA<T> a[kRowTiles];
 #pragma unroll
-      for (int m = 0; m < kRowTiles; ++m) load_fragment(a[m], region, pitch, 16 * m, step);
-      multiply_tiles<kColumnWarps, kTiles / kColumnWarps>(sums, a, chunk.part(chunk_step * kTiles * 128, kTiles * 128),
-                                                          warp, kTiles);
+        for (int m = 0; m < kRowTiles; ++m) load_fragment(a[m], region, pitch, 16 * m, first + step);
+        multiply_tiles<kColumnWarps, kTiles / kColumnWarps>(sums, a, chunk.part(step * kTiles * 128, kTiles * 128),
+                                                            warp, kTiles);
+      };
+      chunk_steps = steps - first < Config::kChunkSteps ? steps - first : Config::kChunkSteps;
+      if (chunk_steps == Config::kChunkSteps) {  // so that the loads of one step are under way during another
+#pragma unroll
+        for (int step = 0; step < Config::kChunkSteps; ++step) multiply_step(step);
+      } else {
+#pragma unroll 1
+        for (int step = 0; step < chunk_steps; ++step) multiply_step(step);
+      }
     }
-    const Shared<T> ends = chunk.part((chunk_step + 1) * kTiles * 128, kTiles * 32);
+    const Shared<T> ends = chunk.part(chunk_steps * kTiles * 128, kTiles * 32);
     const auto column_of = [&](int j) {
       const int tile = warp + kColumnWarps * j;
       return tile < kTiles ? 8 * tile : -1;
@@ -261,9 +269,12 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
   constexpr int kWideCount = ceil_div(Config::kHiddenTiles, Config::kOwnColumnWarps);
   const auto multiply_norm = [&](FragmentC(&sums)[kRowTiles][kWideCount], int tiles) {
     Shared<T> chunk = take_chunk();  // X is there
+    compute_lines<kTiles, Config::kOwnRows, Config::kWarps>(lines, rows, kRowPitch, own_row, params.epsilon);
     Rows own;
-    RowLines<kRowTiles> lines;
-    load_rows(own, lines, own_row);
+    load_rows(own, own_row);
+    sync_block();
+    RowLines<kRowTiles> own_lines;
+    load_lines(own_lines, lines, 0);
 #pragma unroll
     for (int step = 0; step < Config::kSteps; ++step) {
       if (step != 0 && step % Config::kWideChunkSteps == 0) chunk = take_chunk();
@@ -279,7 +290,7 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
       const int tile = warp + Config::kOwnColumnWarps * j;
       if (tile < tiles) {
 #pragma unroll
-        for (int m = 0; m < kRowTiles; ++m) apply_norm(sums[m][j], ends, tile * 32, lines, m);
+        for (int m = 0; m < kRowTiles; ++m) apply_norm(sums[m][j], ends, tile * 32, own_lines, m);
       }
     }
   };
@@ -292,8 +303,9 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
     const int first_tile = warp % kColumnWarps;
     const Shared<T> chunk = take_chunk();
     Rows own;
-    RowLines<kRowTiles> lines;
-    load_rows(own, lines, first_row);
+    load_rows(own, first_row);
+    RowLines<kRowTiles> own_lines;  // two warps have these rows
+    layer_norm_lines<false>(own_lines, own, Config::kDim, params.epsilon);
     FragmentC sums[kRowTiles][kCount] = {};
 #pragma unroll
     for (int step = 0; step < Config::kSteps; ++step) {
@@ -315,7 +327,7 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
       for (int j = 0; j < kCount; ++j) {
         const int tile = tile_of(j);
         if (tile >= Config::kAttentionTiles) continue;
-        apply_norm(sums[m][j], ends, tile * 32, lines, m);
+        apply_norm(sums[m][j], ends, tile * 32, own_lines, m);
         if (tile < 2 * kHeadTiles) {
           store_tile(keys_values, key_pitch(kHeadTiles), key_row, 8 * tile, sums[m][j]);
         } else {

@@ -140,12 +140,12 @@ def test_packing_folds_norms_scale_and_halves() -> None:
     chunks = [stream.weights[16 * begin : 16 * (begin + units)] for begin, units in stream.table.tolist()]
     one_launch = chunks[: len(chunks) // 2]
     layer = weights.layers[0]
-    # In: one chunk of two slabs. Then, a head: K and V in two chunks of two panels, Q in one.
+    # In: one chunk of two slabs. Then, a head: K and V in one chunk of four panels, Q in one of two.
     panel_bytes = (128 * 15 + 64) * 2
     for head in range(heads):
-        first = one_launch[1 + 3 * head]
-        second, query = one_launch[2 + 3 * head], one_launch[3 + 3 * head]
-        assert first.numel() == second.numel() == query.numel() == 2 * panel_bytes
+        key_value, query = one_launch[1 + 2 * head], one_launch[2 + 2 * head]
+        assert key_value.numel() == 2 * query.numel() == 4 * panel_bytes
+        first, second = key_value.chunk(2)
         scale = head_dim**-0.5 * math.log2(math.e)
         expected_matrix = layer.qkv_weight * layer.norm1_weight
         expected_bias = layer.qkv_bias + layer.qkv_weight @ layer.norm1_bias
@@ -158,7 +158,7 @@ def test_packing_folds_norms_scale_and_halves() -> None:
             torch.testing.assert_close(sums, matrix.sum(0), rtol=1e-5, atol=1e-5)
             assert not matrix[:, 30:].any()
             assert not bias[30:].any()
-    mlp = one_launch[1 + 3 * heads + 4]
+    mlp = one_launch[1 + 2 * heads + 2]
     matrix, bias, _ = panel_columns(mlp[:panel_bytes], dim)
     torch.testing.assert_close(matrix, (0.5 * layer.fc1_weight * layer.norm2_weight)[:16].t(), rtol=2**-10, atol=1e-6)
     torch.testing.assert_close(bias, 0.5 * (layer.fc1_bias + layer.fc1_weight @ layer.norm2_bias)[:16])
