@@ -9,6 +9,7 @@ Above 500 lines, so that the whole contract, each stage's reference and its rand
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -513,12 +514,27 @@ def plan(
     ]
 
 
+@contextlib.contextmanager
+def without_tf32() -> Iterator[None]:
+    """float32 in float32: on a GPU PyTorch's convolutions, and products where the user allows it, take TF32 else."""
+    switches = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [switch.allow_tf32 for switch in switches]
+    try:
+        for switch in switches:
+            switch.allow_tf32 = False
+        yield
+    finally:
+        for switch, allowed in zip(switches, before, strict=True):
+            switch.allow_tf32 = allowed
+
+
 def check(job: Job, device: torch.device | str = "cpu", seed: int = 0) -> Result:
-    """Runs one job of :func:`plan`."""
+    """Runs one job of :func:`plan`, without TF32."""
     case, backend, dtype = job
-    if isinstance(case, NetworkCase):
-        return check_network(case, backend, dtype, device, seed)
-    return check_stage(case, backend, dtype, device, seed)
+    with without_tf32():
+        if isinstance(case, NetworkCase):
+            return check_network(case, backend, dtype, device, seed)
+        return check_stage(case, backend, dtype, device, seed)
 
 
 def network_cases(

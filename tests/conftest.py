@@ -19,6 +19,9 @@ import pytest
 
 from mobilevit_kernels import native, registry
 
+# The bound on float32 is for float32: cuDNN's convolutions, the torch backend's among them, would take TF32.
+torch.backends.cudnn.allow_tf32 = False
+
 # One thread a process: `make test` runs a process a core.
 torch.set_num_threads(1)
 

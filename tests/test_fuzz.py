@@ -58,11 +58,8 @@ def test_draws(
     batches: tuple[int, ...],
     share: float,
     record_property,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     skip_unless_available(backend)
-    # Or cuDNN's float32 convolutions, which the torch backend's are, would miss float32's bound.
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     failures: list[str] = []
     ratios: list[float] = []
     worst = 0.0  # in float32

@@ -191,8 +191,10 @@ def test_approximate_functions_of_float32(backend: str) -> None:
     assert_relative(out[..., 1], np.exp2(exact), 2.0**-21.5)
     assert_relative(out[..., 2], 1 / exact, 2.0**-22)
     assert_relative(out[..., 3], exact**-0.5, 2.0**-22)
-    # A simulator without the approximations' errors would promise what the hardware does not keep.
-    assert np.max(np.abs(out[..., 0] / np.tanh(exact) - 1)) > 2.0**-14
+    # A simulator without the approximations' errors would promise what the hardware may not keep: theirs is the
+    # documented size, where an H200's is 1.0e-5 at most.
+    if backend != "cuda":
+        assert np.max(np.abs(out[..., 0] / np.tanh(exact) - 1)) > 2.0**-14
 
 
 @on_devices
