@@ -32,16 +32,16 @@
 //
 // Split (sm_90 and newer): few tiles leave most SMs idle while each block walks over all chunks alone. There the blocks
 // of a cluster take one tile, of 4 × 8 output pixels, and deal its chunks: block r of S takes the chunks r, r + S, …
-// Each has the whole input tile, and ends with its own float sums of all 32 pixels and all output channels. Those are
-// dealt to the blocks too, in runs of neighbouring channels, the pixels one after the other:
+// Each has the whole input tile, and ends with its own float sums of all 32 pixels and all output channels. Of those it
+// sends pixel p to block p mod S, which adds up what the blocks have sent in the order of their ranks:
 //
-//     block 0:  own sums, by depth group ─ added ─┬─▶ share 0 of block 0 ─┐
-//                                                 └─▶ share 1 of block 1  │  a share's sums of all blocks, in the order
-//     block 1:  own sums, by depth group ─ added ─┬─▶ share 0 of block 0 ─┴▶ of their ranks, + bias + x → y
-//                                                 └─▶ share 1 of block 1 ──▶ …
+//     block 0:  sums of its depth groups ─ added ─┬─▶ pixels 0, S, … of block 0 ───┬─▶ + bias + x → y
+//                                                 └─▶ pixels 1, S + 1, … of block 1 │
+//     block 1:  sums of its depth groups ─ added ─┬─▶ pixels 0, S, … of block 0 ───┘
+//                                                 └─▶ …
 //
-// so that each sum travels once, and two barriers of the cluster are enough: before the first chunk (every block runs),
-// and between sending and adding. What is received lies in memory of its own.
+// Each sum travels once. Two barriers of the cluster are enough: before the first chunk (every block runs), and between
+// sending and adding up. What is received lies in memory of its own.
 //
 // Bytes a tile: the input tile (halo included) and the output once; split, the input tile once a block, and S − 1 parts
 // in S of the sums between SMs. Expected to bind: shared-memory bandwidth, then
@@ -136,8 +136,13 @@ MVK_HOST_DEVICE constexpr int odd_pitch(int channels) { return (channels / 8 | 1
 // Split: floats a pixel of a block's own sums; 8-byte stores of four pixels cover the banks.
 MVK_HOST_DEVICE constexpr int sum_pitch(int channels) { return ceil_div(channels, 32) * 32 + 8; }
 
-// Split: four sums of a pixel each, of which a block of the cluster adds up a share; whole sectors of y.
-MVK_HOST_DEVICE constexpr int sum_share(int fours, int blocks) { return ceil_div(ceil_div(fours, blocks), 4) * 4; }
+// Split: pixels whose sums a block of the cluster receives, at most.
+MVK_HOST_DEVICE constexpr int split_pixels(int pixels, int blocks) { return ceil_div(pixels, blocks); }
+
+MVK_DEVICE void add_to(Floats4& sum, Floats4 part) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) sum.value[i] += part.value[i];
+}
 
 struct InvertedResidualLayout {
   int hidden;  // byte offsets; the input tile is at 0
@@ -158,7 +163,7 @@ MVK_HOST_DEVICE constexpr InvertedResidualLayout inverted_residual_layout(int in
   if constexpr (Config::kSplit) {
     const int sum_bytes = layout.hidden + Config::kDepthGroups * Config::kOutPixels * sum_pitch(pass_channels) * 4;
     layout.received = loop_bytes > sum_bytes ? loop_bytes : sum_bytes;
-    layout.bytes = layout.received + blocks * sum_share(Config::kOutPixels * pass_channels / 4, blocks) * 16;
+    layout.bytes = layout.received + blocks * split_pixels(Config::kOutPixels, blocks) * pass_channels * 4;
     return layout;
   }
   // After the loop the hidden chunk and the records give way to partial sums, and those to the output tile.
@@ -474,47 +479,45 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
       }
     }
     sync_block();
-    const int fours_a_pixel = out_channels / 4;
-    const int fours = Config::kOutPixels * fours_a_pixel;
-    const int share = sum_share(fours, blocks);
-    const Shared<float> received = shared_region<float>("received sums", layout.received, blocks * share * 4);
-    for (int i = thread_index(); i < fours; i += Config::kThreads) {
-      const int offset = i / fours_a_pixel * pitch + i % fours_a_pixel * 4;
-      Floats4 sum = own.template load<Floats4>(offset);
+    // A pixel is a warp's, four channels are a lane's: 16 bytes.
+    const int received_pixels = split_pixels(Config::kOutPixels, blocks);
+    const Shared<float> received =
+        shared_region<float>("received sums", layout.received, blocks * received_pixels * params.pass_channels);
+    const auto place_of = [&](int source, int pixel) {
+      return (source * received_pixels + pixel / blocks) * params.pass_channels;
+    };
 #pragma unroll
-      for (int group = 1; group < Config::kDepthGroups; ++group) {
-        const Floats4 part = own.template load<Floats4>(group * Config::kOutPixels * pitch + offset);
+    for (int pixel = warp; pixel < Config::kOutPixels; pixel += Config::kWarps) {
+      const Remote<float> owner = of_block(received, pixel % blocks);
+      const int place = place_of(rank, pixel);
+      for (int channel = 4 * lane; channel < out_channels; channel += 128) {
+        Floats4 sum = own.template load<Floats4>(pixel * pitch + channel);
 #pragma unroll
-        for (int j = 0; j < 4; ++j) sum.value[j] += part.value[j];
+        for (int group = 1; group < Config::kDepthGroups; ++group) {
+          add_to(sum, own.template load<Floats4>((group * Config::kOutPixels + pixel) * pitch + channel));
+        }
+        owner.store(place + channel, sum);
       }
-      of_block(received, i / share).store((rank * share + i % share) * 4, sum);
     }
     sync_cluster();
-    const int first = rank * share;
-    for (int i = first + thread_index(); i < fours && i < first + share; i += Config::kThreads) {
-      Floats4 sum = received.template load<Floats4>((i - first) * 4);
-      for (int other = 1; other < blocks; ++other) {
-        const Floats4 part = received.template load<Floats4>((other * share + i - first) * 4);
-#pragma unroll
-        for (int j = 0; j < 4; ++j) sum.value[j] += part.value[j];
-      }
-      const int pixel = i / fours_a_pixel;
-      const int channel = i % fours_a_pixel * 4;
-      const Floats4 bias = params.bias.template load<Floats4>(first_out_channel + channel);
-#pragma unroll
-      for (int j = 0; j < 4; ++j) sum.value[j] += bias.value[j];
-      if (params.residual) {
-        const int position = (pixel / Config::kTileColumns + 1) * Config::kInColumns + pixel % Config::kTileColumns + 1;
-        const Words2 x = input.template load<Words2>(position * in_pitch + first_out_channel + channel);
-#pragma unroll
-        for (int j = 0; j < 2; ++j) {
-          sum.value[2 * j] += low(Pair<T>{x.word[j]});
-          sum.value[2 * j + 1] += high(Pair<T>{x.word[j]});
-        }
-      }
+    for (int pixel = rank + warp * blocks; pixel < Config::kOutPixels; pixel += Config::kWarps * blocks) {
       const int row = output_row(pixel);
       const int column = output_column(pixel);
-      if (row < params.out_height && column < params.out_width) {
+      if (row >= params.out_height || column >= params.out_width) continue;
+      for (int channel = 4 * lane; channel < out_channels; channel += 128) {
+        Floats4 sum = received.template load<Floats4>(place_of(0, pixel) + channel);
+#pragma unroll
+        for (int source = 1; source < kMostClusterBlocks; ++source) {
+          if (source < blocks) add_to(sum, received.template load<Floats4>(place_of(source, pixel) + channel));
+        }
+        add_to(sum, params.bias.template load<Floats4>(first_out_channel + channel));
+        if (params.residual) {
+          const int position =
+              (pixel / Config::kTileColumns + 1) * Config::kInColumns + pixel % Config::kTileColumns + 1;
+          const Words2 x = input.template load<Words2>(position * in_pitch + first_out_channel + channel);
+          add_to(sum, Floats4{{low(Pair<T>{x.word[0]}), high(Pair<T>{x.word[0]}), low(Pair<T>{x.word[1]}),
+                               high(Pair<T>{x.word[1]})}});
+        }
         params.y.store(output_offset(row, column) + channel, Words2{{make_pair<T>(sum.value[0], sum.value[1]).bits,
                                                                      make_pair<T>(sum.value[2], sum.value[3]).bits}});
       }
