@@ -145,6 +145,7 @@ PYBIND11_MODULE(_C, module) {
   module.attr("cuda_version") = CUDART_VERSION;
   mvk::visit_launchers([&](const char* name, auto launcher) { define_launcher(module, name, launcher); });
   module.def("inverted_residual_shared_bytes", &mvk::inverted_residual_shared_bytes);
+  module.def("inverted_residual_cluster_shared_bytes", &mvk::inverted_residual_cluster_shared_bytes);
   module.def("inverted_residual_rows_shared_bytes", &mvk::inverted_residual_rows_shared_bytes);
   module.def("inverted_residual_rows_dealt_pixels", &mvk::inverted_residual_rows_dealt_pixels);
   module.def("transformer_shared_bytes", &mvk::transformer_shared_bytes);

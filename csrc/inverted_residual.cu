@@ -1,57 +1,23 @@
 // Launcher of the inverted residual: checks, picks the configuration, launches.
-#include "inverted_residual.cuh"
-#include "launchers.h"
+#include "inverted_residual_launch.cuh"
 
 namespace mvk {
 
 namespace {
 
-constexpr int kMaxPassChannels = 160;  // 20 accumulator tiles; wider outputs take several passes over the tile
-
-template <class Config>
-Status launch_config(const InvertedResidualArguments& arguments, Stream stream) {
-  using T = typename Config::Type;
-  const auto& a = arguments;
-  const std::int64_t in_pixels = std::int64_t{a.batch} * a.height * a.width;
-  const int out_height = (a.height - 1) / a.stride + 1;
-  const int out_width = (a.width - 1) / a.stride + 1;
-  const int pass_channels = a.out_channels < kMaxPassChannels ? a.out_channels : kMaxPassChannels;
-  const int passes = ceil_div(a.out_channels, pass_channels);
-  const int chunks = ceil_div(a.hidden_channels, Config::kChunk);
-  const std::int64_t record_bytes = inverted_residual_record(a.in_channels, Config::kChunk, pass_channels).bytes;
-  InvertedResidualParams<T> params;
-  params.x = Global<const T>(static_cast<const T*>(a.x), in_pixels * a.in_channels);
-  params.weights = Global<const T>(static_cast<const T*>(a.weights), passes * chunks * record_bytes / 2);
-  params.bias = Global<const float>(a.bias, a.out_channels);
-  params.y = Global<T>(static_cast<T*>(a.y), std::int64_t{a.batch} * out_height * out_width * a.out_channels);
-  params.height = a.height;
-  params.width = a.width;
-  params.out_height = out_height;
-  params.out_width = out_width;
-  params.in_channels = a.in_channels;
-  params.hidden_channels = a.hidden_channels;
-  params.out_channels = a.out_channels;
-  params.pass_channels = pass_channels;
-  params.dilation = a.dilation;
-  params.tiles_x = ceil_div(ceil_div(out_width, a.dilation), Config::kTileColumns);
-  params.tiles_y = ceil_div(ceil_div(out_height, a.dilation), Config::kTileRows);
-  params.chunks = chunks;
-  params.residual = a.residual;
-  LaunchShape shape;
-  shape.blocks_x = std::int64_t{a.batch} * a.dilation * a.dilation * params.tiles_x * params.tiles_y;
-  shape.blocks_y = passes;
-  shape.threads = Config::kThreads;
-  shape.shared_bytes = inverted_residual_layout<Config>(a.in_channels, pass_channels).bytes;
-  return launch<inverted_residual_kernel<Config>>("inverted_residual", shape, stream, params);
+template <class T, int kStride, int kOutTiles, bool kLargeTile>
+Status launch_tiles(const InvertedResidualArguments& arguments, Stream stream) {
+  using Config = InvertedResidualConfig<T, kStride, kOutTiles, kLargeTile, false>;
+  return launch_inverted_residual<Config>("inverted_residual", arguments, stream);
 }
 
 template <class T, int kStride, bool kLargeTile>
 Status launch_by_out_tiles(const InvertedResidualArguments& arguments, Stream stream) {
   const int out_tiles = arguments.out_channels / 8;
-  if (out_tiles <= 4) return launch_config<InvertedResidualConfig<T, kStride, 4, kLargeTile>>(arguments, stream);
-  if (out_tiles <= 8) return launch_config<InvertedResidualConfig<T, kStride, 8, kLargeTile>>(arguments, stream);
-  if (out_tiles <= 12) return launch_config<InvertedResidualConfig<T, kStride, 12, kLargeTile>>(arguments, stream);
-  return launch_config<InvertedResidualConfig<T, kStride, 20, kLargeTile>>(arguments, stream);
+  if (out_tiles <= 4) return launch_tiles<T, kStride, 4, kLargeTile>(arguments, stream);
+  if (out_tiles <= 8) return launch_tiles<T, kStride, 8, kLargeTile>(arguments, stream);
+  if (out_tiles <= 12) return launch_tiles<T, kStride, 12, kLargeTile>(arguments, stream);
+  return launch_tiles<T, kStride, 20, kLargeTile>(arguments, stream);
 }
 
 template <class T, int kStride>
@@ -68,18 +34,15 @@ Status launch_by_stride(const InvertedResidualArguments& arguments, Stream strea
 }  // namespace
 
 int inverted_residual_shared_bytes(int in_channels, int out_channels, int stride, int chunk) {
-  const int pass_channels = out_channels < kMaxPassChannels ? out_channels : kMaxPassChannels;
   // The layout does not depend on the dtype, nor on the number of accumulator tiles.
-  if (stride == 1 && chunk == 64) {
-    return inverted_residual_layout<InvertedResidualConfig<Half, 1, 4, true>>(in_channels, pass_channels).bytes;
-  }
-  if (stride == 1) {
-    return inverted_residual_layout<InvertedResidualConfig<Half, 1, 4, false>>(in_channels, pass_channels).bytes;
-  }
-  if (chunk == 64) {
-    return inverted_residual_layout<InvertedResidualConfig<Half, 2, 4, true>>(in_channels, pass_channels).bytes;
-  }
-  return inverted_residual_layout<InvertedResidualConfig<Half, 2, 4, false>>(in_channels, pass_channels).bytes;
+  const auto bytes = [&](auto config) {
+    using Config = decltype(config);
+    return inverted_residual_layout<Config>(in_channels, inverted_residual_pass_channels(out_channels), 1).bytes;
+  };
+  if (stride == 1 && chunk == 64) return bytes(InvertedResidualConfig<Half, 1, 4, true, false>{});
+  if (stride == 1) return bytes(InvertedResidualConfig<Half, 1, 4, false, false>{});
+  if (chunk == 64) return bytes(InvertedResidualConfig<Half, 2, 4, true, false>{});
+  return bytes(InvertedResidualConfig<Half, 2, 4, false, false>{});
 }
 
 Status inverted_residual(const InvertedResidualArguments& a, Stream stream) {
@@ -109,6 +72,7 @@ Status inverted_residual(const InvertedResidualArguments& a, Stream stream) {
   if (a.chunk != 32 && a.chunk != 64) {
     return fail(Status::kInvalidArgument, "inverted_residual: chunk: expected 32 or 64, got %d", a.chunk);
   }
+  if (a.cluster_blocks != 0) return inverted_residual_cluster(a, stream);
   const int limit = shared_memory_limit();
   // The row kernel counts pixels in 32 bits.
   const bool small = std::int64_t{a.batch} * a.height * (a.width + 3) < 2147483647;

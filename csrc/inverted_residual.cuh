@@ -30,11 +30,26 @@
 // Stride 2: the columns of the input tile are stored even ones first, so that the taps of neighbouring output pixels
 // are neighbours and free of bank conflicts.
 //
-// Bytes a tile: the input tile (halo included) and the output once. Expected to bind: shared-memory bandwidth, then
+// Split (sm_90 and newer): few tiles leave most SMs idle while each block walks over all chunks alone. There the blocks
+// of a cluster take one tile, of 4 × 8 output pixels, and deal its chunks: block r of S takes the chunks r, r + S, …
+// Each has the whole input tile, and ends with its own float sums of all 32 pixels and all output channels. Of those it
+// sends pixel p to block p mod S, which adds up what the blocks have sent in the order of their ranks:
+//
+//     block 0:  sums of its depth groups ─ added ─┬─▶ pixels 0, S, … of block 0 ───┬─▶ + bias + x → y
+//                                                 └─▶ pixels 1, S + 1, … of block 1 │
+//     block 1:  sums of its depth groups ─ added ─┬─▶ pixels 0, S, … of block 0 ───┘
+//                                                 └─▶ …
+//
+// Each sum travels once. Two barriers of the cluster are enough: before the first chunk (every block runs), and between
+// sending and adding up. What is received lies in memory of its own.
+//
+// Bytes a tile: the input tile (halo included) and the output once; split, the input tile once a block, and S − 1 parts
+// in S of the sums between SMs. Expected to bind: shared-memory bandwidth, then
 // MUFU (hidden · (halo pixels + output pixels) tanh).
 #pragma once
 
 #include "common/async_copy.cuh"
+#include "common/cluster.cuh"
 #include "common/launch.cuh"
 #include "common/math.cuh"
 #include "common/mma.cuh"
@@ -45,7 +60,7 @@
 namespace mvk {
 
 // Sizes that the kernel and its launcher share; everything in them is known before the launch.
-template <class T, int kStrideOf, int kOutTilesOf, bool kLargeTile>
+template <class T, int kStrideOf, int kOutTilesOf, bool kLargeTile, bool kSplitOf>
 struct InvertedResidualConfig {
   using Type = T;
   static constexpr int kStride = kStrideOf;
@@ -54,8 +69,12 @@ struct InvertedResidualConfig {
   // (17·17)/(16·16) = 1.13 at stride 2. The small one (1.69, 1.20) is for GPUs with 99 KB of shared memory a block and
   // for wide inputs. Chunks of 64 hidden channels where they fit (fewer barriers, 213 bytes of shared memory an mma
   // against 341 for chunks of 32).
-  static constexpr int kTileRows = kLargeTile ? 8 : 4;
-  static constexpr int kTileColumns = kStride == 1 ? 16 : 8;
+  //
+  // Split, what counts is the time of one block. The small tile at both strides halves it, and twice as many blocks
+  // run; eight warps have a chunk of 64 as the large tile's have.
+  static constexpr bool kSplit = kSplitOf;
+  static constexpr int kTileRows = kLargeTile && !kSplit ? 8 : 4;
+  static constexpr int kTileColumns = kStride == 1 && !kSplit ? 16 : 8;
   static constexpr int kChunk = kLargeTile ? 64 : 32;  // hidden channels
   static constexpr int kWarps = kLargeTile ? 8 : 4;
   static constexpr int kThreads = 32 * kWarps;
@@ -71,14 +90,16 @@ struct InvertedResidualConfig {
   static constexpr int kEvenColumns = (kInColumns + 1) / 2;
   static constexpr int kPositions = kInRows * kInColumns;
   static constexpr int kInTiles = ceil_div(kPositions, 16);  // expand tiles of 16 positions
-  static constexpr int kChannelGroups = 2;                   // of warps, in the expand step
+  static constexpr int kChunkPairs = kChunk / 16;            // 16-channel groups of a chunk
+  // Of warps, in the expand step. Split: a warp has few tiles of positions, and all of them may share a weight
+  // fragment.
+  static constexpr int kChannelGroups = kSplit ? kChunkPairs : 2;
   static constexpr int kPositionGroups = kWarps / kChannelGroups;
   static constexpr int kInTilesPerWarp = ceil_div(kInTiles, kPositionGroups);
   // Expand tiles that share a weight fragment. Three cost 341 bytes of shared memory an mma, two 384, but beside 12
   // accumulator tiles and 128 registers a thread there is room for two.
   static constexpr int kTilesAtOnce =
       kOutTiles == 12 ? 2 : (kInTilesPerWarp > 3 && kOutTiles < 12 ? 3 : kInTilesPerWarp);
-  static constexpr int kChunkPairs = kChunk / 16;  // 16-channel groups of a chunk
   static constexpr int kPairsPerWarp = kChunkPairs / kChannelGroups;
   // 8-byte accesses of four neighbouring positions have to cover the 32 banks: pitch ≡ 8 words (mod 16).
   static constexpr int kHiddenPitch = kChunk + 16;  // elements
@@ -107,22 +128,44 @@ struct InvertedResidualParams {
   bool residual;
 };
 
+constexpr int kMostClusterBlocks = 8;  // that every GPU with clusters takes
+
 // An odd number of 16-byte units a row: eight rows of an ldmatrix lie in different banks.
 MVK_HOST_DEVICE constexpr int odd_pitch(int channels) { return (channels / 8 | 1) * 8; }
+
+// Split: floats a pixel of a block's own sums; 8-byte stores of four pixels cover the banks.
+MVK_HOST_DEVICE constexpr int sum_pitch(int channels) { return ceil_div(channels, 32) * 32 + 8; }
+
+// Split: pixels whose sums a block of the cluster receives, at most.
+MVK_HOST_DEVICE constexpr int split_pixels(int pixels, int blocks) { return ceil_div(pixels, blocks); }
+
+MVK_DEVICE void add_to(Floats4& sum, Floats4 part) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) sum.value[i] += part.value[i];
+}
 
 struct InvertedResidualLayout {
   int hidden;  // byte offsets; the input tile is at 0
   int records;
+  int received;  // split: sums from all blocks of the cluster
   int bytes;
 };
 
+// blocks: of a cluster that shares a tile; 1: not split.
 template <class Config>
-MVK_HOST_DEVICE constexpr InvertedResidualLayout inverted_residual_layout(int in_channels, int pass_channels) {
+MVK_HOST_DEVICE constexpr InvertedResidualLayout inverted_residual_layout(int in_channels, int pass_channels,
+                                                                          int blocks) {
   InvertedResidualLayout layout{};
   layout.hidden = Config::kInTiles * 16 * odd_pitch(in_channels) * 2;
   layout.records = layout.hidden + Config::kHiddenBytes;
   const int record = inverted_residual_record(in_channels, Config::kChunk, pass_channels).bytes;
   const int loop_bytes = layout.records + 2 * record;
+  if constexpr (Config::kSplit) {
+    const int sum_bytes = layout.hidden + Config::kDepthGroups * Config::kOutPixels * sum_pitch(pass_channels) * 4;
+    layout.received = loop_bytes > sum_bytes ? loop_bytes : sum_bytes;
+    layout.bytes = layout.received + blocks * split_pixels(Config::kOutPixels, blocks) * pass_channels * 4;
+    return layout;
+  }
   // After the loop the hidden chunk and the records give way to partial sums, and those to the output tile.
   const int partial_bytes = Config::kDepthGroups == 1 ? 0 : Config::kWarps * 32 * ceil_div(pass_channels, 8) * 16;
   const int output_bytes = Config::kOutPixels * odd_pitch(pass_channels) * 2;
@@ -161,6 +204,7 @@ struct TapSum<BFloat16> {
 template <class Config>
 __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
     inverted_residual_kernel(const InvertedResidualParams<typename Config::Type> params) {
+  if constexpr (Config::kSplit && !clusters_exist()) return;
   using T = typename Config::Type;
   constexpr int kStride = Config::kStride;
   let_next_launch_begin();
@@ -170,8 +214,10 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
   const int g = lane / 4;
   const int t = lane % 4;
 
-  // Which tile: blockIdx.x = ((image · d + phase row) · d + phase column) · tiles + tile.
-  int index = block_index_x();
+  // Which tile: blockIdx.x = ((image · d + phase row) · d + phase column) · tiles + tile; split, that is the cluster.
+  const int rank = Config::kSplit ? cluster_block_rank() : 0;
+  const int blocks = Config::kSplit ? cluster_blocks() : 1;
+  int index = block_index_x() / blocks;
   const int tile_x = index % params.tiles_x;
   index /= params.tiles_x;
   const int tile_y = index % params.tiles_y;
@@ -189,7 +235,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
 
   const int in_channels = params.in_channels;
   const int in_pitch = odd_pitch(in_channels);
-  const InvertedResidualLayout layout = inverted_residual_layout<Config>(in_channels, params.pass_channels);
+  const InvertedResidualLayout layout = inverted_residual_layout<Config>(in_channels, params.pass_channels, blocks);
   const InvertedResidualRecord record = inverted_residual_record(in_channels, Config::kChunk, params.pass_channels);
   const Shared<T> input = shared_region<T>("input", 0, Config::kInTiles * 16 * in_pitch);
   const Shared<T> hidden = shared_region<T>("hidden", layout.hidden, Config::kInTiles * 16 * Config::kHiddenPitch);
@@ -223,11 +269,13 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
                     image_offset + static_cast<std::int64_t>(pixel) * in_channels + channel, valid);
     }
   };
-  const auto record_region = [&](int chunk) {
-    return shared_region<T>("record", layout.records + chunk % 2 * record.bytes, record.bytes / 2);
+  const auto record_region = [&](int turn) {
+    return shared_region<T>("record", layout.records + turn % 2 * record.bytes, record.bytes / 2);
   };
-  const auto fetch_record = [&](int chunk) {
-    const Shared<T> slot = record_region(chunk);
+  // A block's chunk of turn 0, 1, …
+  const auto fetch_record = [&](int turn) {
+    const Shared<T> slot = record_region(turn);
+    const int chunk = rank + turn * blocks;
     const std::int64_t source = (static_cast<std::int64_t>(pass) * params.chunks + chunk) * (record.bytes / 2);
     for (int i = thread_index() * 8; i < record.bytes / 2; i += Config::kThreads * 8) {
       copy_async_16(slot, i, params.weights, source + i);
@@ -382,13 +430,18 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
   wait_for_earlier_launches();
   fetch_input();
   copy_async_commit();
-  for (int chunk = 0; chunk < params.chunks; ++chunk) {
+  for (int turn = 0; rank + turn * blocks < params.chunks; ++turn) {
+    const int chunk = rank + turn * blocks;
     copy_async_wait<0>();
-    // Record `chunk` is there for all; all have left the hidden chunk and the other record.
-    sync_block();
-    if (chunk + 1 < params.chunks) fetch_record(chunk + 1);
+    // The record is there for all; all have left the hidden chunk and the other record.
+    if (Config::kSplit && turn == 0) {
+      sync_cluster();  // all blocks run: they may be sent to later
+    } else {
+      sync_block();
+    }
+    if (chunk + blocks < params.chunks) fetch_record(turn + 1);
     copy_async_commit();
-    const Shared<T> slot = record_region(chunk);
+    const Shared<T> slot = record_region(turn);
     const int rest_pairs = ceil_div(params.hidden_channels, 16) - chunk * Config::kChunkPairs;
     const int pairs = rest_pairs < Config::kChunkPairs ? rest_pairs : Config::kChunkPairs;
     expand(slot, pairs);
@@ -398,8 +451,81 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
     }
   }
 
-  // Partial sums of the other depth groups, each lane's in its own place.
   sync_block();
+  // Row and column of y.
+  const auto output_row = [&](int pixel) {
+    return phase_y + dilation * (tile_y * Config::kTileRows + pixel / Config::kTileColumns);
+  };
+  const auto output_column = [&](int pixel) {
+    return phase_x + dilation * (tile_x * Config::kTileColumns + pixel % Config::kTileColumns);
+  };
+  const auto output_offset = [&](int row, int column) {
+    const std::int64_t pixel = (static_cast<std::int64_t>(image) * params.out_height + row) * params.out_width + column;
+    return pixel * params.out_channels + first_out_channel;
+  };
+
+  if constexpr (Config::kSplit) {
+    const int pitch = sum_pitch(params.pass_channels);
+    const Shared<float> own =
+        shared_region<float>("own sums", layout.hidden, Config::kDepthGroups * Config::kOutPixels * pitch);
+#pragma unroll
+    for (int n = 0; n < Config::kOutTiles; ++n) {
+      if (n >= out_tiles) break;
+#pragma unroll
+      for (int row = 0; row < 2; ++row) {
+        const int pixel = (tile_row + row) * Config::kTileColumns + tile_column;
+        own.store((depth_group * Config::kOutPixels + pixel) * pitch + n * 8 + 2 * t,
+                  Floats2{{sums[n].value[2 * row], sums[n].value[2 * row + 1]}});
+      }
+    }
+    sync_block();
+    // A pixel is a warp's, four channels are a lane's: 16 bytes.
+    const int received_pixels = split_pixels(Config::kOutPixels, blocks);
+    const Shared<float> received =
+        shared_region<float>("received sums", layout.received, blocks * received_pixels * params.pass_channels);
+    const auto place_of = [&](int source, int pixel) {
+      return (source * received_pixels + pixel / blocks) * params.pass_channels;
+    };
+#pragma unroll
+    for (int pixel = warp; pixel < Config::kOutPixels; pixel += Config::kWarps) {
+      const Remote<float> owner = of_block(received, pixel % blocks);
+      const int place = place_of(rank, pixel);
+      for (int channel = 4 * lane; channel < out_channels; channel += 128) {
+        Floats4 sum = own.template load<Floats4>(pixel * pitch + channel);
+#pragma unroll
+        for (int group = 1; group < Config::kDepthGroups; ++group) {
+          add_to(sum, own.template load<Floats4>((group * Config::kOutPixels + pixel) * pitch + channel));
+        }
+        owner.store(place + channel, sum);
+      }
+    }
+    sync_cluster();
+    for (int pixel = rank + warp * blocks; pixel < Config::kOutPixels; pixel += Config::kWarps * blocks) {
+      const int row = output_row(pixel);
+      const int column = output_column(pixel);
+      if (row >= params.out_height || column >= params.out_width) continue;
+      for (int channel = 4 * lane; channel < out_channels; channel += 128) {
+        Floats4 sum = received.template load<Floats4>(place_of(0, pixel) + channel);
+#pragma unroll
+        for (int source = 1; source < kMostClusterBlocks; ++source) {
+          if (source < blocks) add_to(sum, received.template load<Floats4>(place_of(source, pixel) + channel));
+        }
+        add_to(sum, params.bias.template load<Floats4>(first_out_channel + channel));
+        if (params.residual) {
+          const int position =
+              (pixel / Config::kTileColumns + 1) * Config::kInColumns + pixel % Config::kTileColumns + 1;
+          const Words2 x = input.template load<Words2>(position * in_pitch + first_out_channel + channel);
+          add_to(sum, Floats4{{low(Pair<T>{x.word[0]}), high(Pair<T>{x.word[0]}), low(Pair<T>{x.word[1]}),
+                               high(Pair<T>{x.word[1]})}});
+        }
+        params.y.store(output_offset(row, column) + channel, Words2{{make_pair<T>(sum.value[0], sum.value[1]).bits,
+                                                                     make_pair<T>(sum.value[2], sum.value[3]).bits}});
+      }
+    }
+    return;
+  }
+
+  // Partial sums of the other depth groups, each lane's in its own place.
   if constexpr (Config::kDepthGroups > 1) {
     const int lane_floats = out_tiles * 4;
     const Shared<float> partial = shared_region<float>("partial", layout.hidden, Config::kWarps * 32 * lane_floats);
@@ -456,13 +582,10 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
   for (int i = thread_index(); i < Config::kOutPixels * out_tiles; i += Config::kThreads) {
     const int pixel = i / out_tiles;
     const int channel = i % out_tiles * 8;
-    const int row = phase_y + dilation * (tile_y * Config::kTileRows + pixel / Config::kTileColumns);
-    const int column = phase_x + dilation * (tile_x * Config::kTileColumns + pixel % Config::kTileColumns);
+    const int row = output_row(pixel);
+    const int column = output_column(pixel);
     if (row < params.out_height && column < params.out_width) {
-      const std::int64_t offset =
-          (static_cast<std::int64_t>(image) * params.out_height + row) * params.out_width + column;
-      params.y.store(offset * params.out_channels + first_out_channel + channel,
-                     output.template load<Words4>(pixel * out_pitch + channel));
+      params.y.store(output_offset(row, column) + channel, output.template load<Words4>(pixel * out_pitch + channel));
     }
   }
 }

@@ -26,6 +26,7 @@ void visit_fields(InvertedResidualArguments& a, Visit&& visit) {
   visit("stride", a.stride);
   visit("dilation", a.dilation);
   visit("chunk", a.chunk);
+  visit("cluster_blocks", a.cluster_blocks);
   visit("residual", a.residual);
   visit("dealt", a.dealt);
   visit("bfloat16", a.bfloat16);

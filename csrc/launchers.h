@@ -15,7 +15,8 @@ struct InvertedResidualArguments {
   int batch, height, width;
   int in_channels, hidden_channels, out_channels;
   int stride, dilation;
-  int chunk;  // hidden channels a step, 32 or 64: what the weights are packed for
+  int chunk;           // hidden channels a step, 32 or 64: what the weights are packed for
+  int cluster_blocks;  // blocks of a cluster that share a tile's chunks, 2 to 8; 0: not split
   bool residual;
   bool dealt;     // the row kernel deals the hidden channels to the warps of a block: for few pixels
   bool bfloat16;  // else float16
@@ -36,6 +37,12 @@ int inverted_residual_rows_dealt_pixels(int in_channels, int hidden_channels, in
 
 // Dynamic shared memory of a block of the tile kernel, in bytes.
 int inverted_residual_shared_bytes(int in_channels, int out_channels, int stride, int chunk);
+
+// The tile kernel, split over clusters; inverted_residual() calls it where there are cluster_blocks.
+Status inverted_residual_cluster(const InvertedResidualArguments& arguments, Stream stream);
+
+// Dynamic shared memory of each of the blocks of such a cluster, in bytes.
+int inverted_residual_cluster_shared_bytes(int in_channels, int out_channels, int stride, int chunk, int blocks);
 
 struct TransformerArguments {
   const void* x;        // (batch, height, width, in_channels), 16-byte aligned

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Iterator
 
@@ -13,7 +14,7 @@ from conftest import backend_params, skip_unless_available
 import mobilevit_kernels as mvk
 from mobilevit_kernels import native, simt, verify
 from mobilevit_kernels.native import inverted_residual
-from mobilevit_kernels.native.launches import map_slot
+from mobilevit_kernels.native.launches import Slot, execute, map_slot
 from mobilevit_kernels.packed import Packed
 from mobilevit_kernels.simt import SimulatorFault
 from mobilevit_kernels.verify import StageCase
@@ -64,29 +65,36 @@ def test_general_shapes(case, dtype, backend, device) -> None:
 
 
 # The row kernel, each warp for itself, or hidden channels dealt to a block's warps. A number: the tile kernel with
-# chunks of that many hidden channels.
+# chunks of that many hidden channels; two: and that many blocks of a cluster that share a tile.
 ROWS, DEALT = "rows", "dealt"
+Kernel = int | str | tuple[int, int]
 SMALL, LARGE = inverted_residual.SMALL_CHUNK, inverted_residual.LARGE_CHUNK
 
 
-def launch(case: StageCase, kernel: int | str, x: torch.Tensor | None = None, dtype=torch.float16) -> torch.Tensor:
+def launch(case: StageCase, kernel: Kernel, x: torch.Tensor | None = None, dtype=torch.float16) -> torch.Tensor:
     """The stage on the simulator by one of its kernels."""
+    chunk, blocks = kernel if isinstance(kernel, tuple) else (LARGE if isinstance(kernel, str) else kernel, 0)
     own, weights, options = case.build()
     x = (own if x is None else x).to(dtype).contiguous(memory_format=torch.channels_last)
     if kernel in (ROWS, DEALT):
         assert options["stride"] in inverted_residual.row_strides("simt", case.sizes, x.device)
-        rows, chunk = inverted_residual.pack_rows(weights, dtype), LARGE
+        rows = inverted_residual.pack_rows(weights, dtype)
     else:
-        rows, chunk = torch.empty(0, dtype=dtype), kernel
+        rows = torch.empty(0, dtype=dtype)
     tensors = (inverted_residual.pack_chunks(weights, dtype, chunk), weights.project_bias, rows)
     packed = Packed("inverted_residual", "simt", dtype, x.device, tensors, case.sizes)
+    options = {"stride": 1, "dilation": 1, "residual": False, **options}
     with form(kernel):
-        return inverted_residual.run(x, packed, **{"stride": 1, "dilation": 1, "residual": False, **options})
+        slot = Slot.like(x)
+        named = inverted_residual.split(blocks) if blocks else None
+        (call,) = inverted_residual.launches(slot, packed, **options, form=named)
+        assert call.sizes["cluster_blocks"] == blocks
+        return execute("simt", [call], {slot: x})
 
 
 @contextlib.contextmanager
-def form(kernel: int | str, backend: str = "simt") -> Iterator[None]:
-    """Makes the row kernel deal hidden channels, or not, whatever the number of pixels."""
+def form(kernel: Kernel, backend: str = "simt") -> Iterator[None]:
+    """Makes the row kernel deal hidden channels, or not, whatever the pixels; no tile is split without being asked."""
     library = native.library(backend)
     library.multiprocessors = lambda device: 1_000_000 if kernel == DEALT else 0  # type: ignore[method-assign]
     try:
@@ -111,11 +119,13 @@ SILENT = [
     (StageCase("inverted_residual", (16, 32, 24), (1, 16, 7, 18), {"stride": 2}), ROWS),
     (StageCase("inverted_residual", (48, 136, 48), (1, 48, 7, 18), {"stride": 1, "residual": True}), DEALT),
     (StageCase("inverted_residual", (32, 128, 64), (1, 32, 7, 18), {"stride": 2}), DEALT),
+    (StageCase("inverted_residual", (24, 152, 40), (1, 24, 7, 9), {"stride": 2}), (LARGE, 2)),
+    (StageCase("inverted_residual", (24, 152, 24), (1, 24, 6, 7), {"stride": 1, "residual": True}), (SMALL, 5)),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("case", "kernel"), SILENT, ids=str)
-def test_silent_under_many_schedules(case: StageCase, kernel: int | str, schedules: range) -> None:
+def test_silent_under_many_schedules(case: StageCase, kernel: Kernel, schedules: range) -> None:
     skip_unless_available("simt")
     library = simt.library()
     results = []
@@ -189,6 +199,96 @@ def test_dealt_by_any_cut(sizes, stride, shape, dtype) -> None:
     assert torch.equal(launch(case, DEALT, x[:1], dtype), whole[:1])
     undealt = launch(case, ROWS, dtype=dtype)
     assert (whole - undealt).norm() <= 2 * torch.finfo(dtype).eps * undealt.norm()
+
+
+# Tiles that a cluster shares: fewer pixels than a tile, several tiles, a last chunk that is cut, chunks that the blocks
+# cannot share evenly, two passes over the output channels.
+SPLIT = [
+    (StageCase("inverted_residual", (96, 384, 128), (2, 96, 9, 17), {"stride": 2}), (LARGE, 6)),
+    (StageCase("inverted_residual", (128, 512, 160), (2, 128, 7, 9), {"stride": 2}), (LARGE, 8)),
+    (StageCase("inverted_residual", (80, 320, 96), (2, 80, 16, 16), {"stride": 2}), (LARGE, 5)),
+    (StageCase("inverted_residual", (96, 384, 128), (2, 96, 3, 5), {"stride": 2}), (SMALL, 7)),
+    (StageCase("inverted_residual", (40, 200, 200), (3, 40, 6, 7), {"stride": 2}), (LARGE, 3)),
+    (StageCase("inverted_residual", (168, 136, 168), (2, 168, 5, 3), {"residual": True}), (LARGE, 2)),
+    (StageCase("inverted_residual", (24, 72, 24), (2, 24, 9, 11), {"residual": True}), (SMALL, 3)),
+    (StageCase("inverted_residual", (16, 104, 16), (2, 16, 7, 19), {"dilation": 2, "residual": True}), (LARGE, 2)),
+    (StageCase("inverted_residual", (16, 104, 24), (2, 16, 15, 11), {"stride": 2, "dilation": 3}), (SMALL, 4)),
+    (StageCase("inverted_residual", (8, 512, 8), (2, 8, 1, 1), {"residual": True}), (LARGE, 8)),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+@pytest.mark.parametrize(("case", "kernel"), SPLIT, ids=str)
+def test_split_over_clusters(case: StageCase, kernel: tuple[int, int], dtype: torch.dtype) -> None:
+    """As accurate as the stock computation, the same at every place in the batch, and hardly anything unsplit."""
+    skip_unless_available("simt")
+    x, weights, options = case.build()
+    x = x.to(dtype)
+    whole = launch(case, kernel, dtype=dtype)
+    truth = verify.reference("inverted_residual", x, weights, **options)
+    stock = verify.reference("inverted_residual", x, weights, dtype=dtype, **options)
+    assert verify.judge(str(case), "simt", dtype, whole, truth, stock, verify.MAX_STAGE_RATIO).passed
+    assert torch.equal(launch(case, kernel, x[1:], dtype), whole[1:])
+    assert torch.equal(launch(case, kernel, x[:1], dtype), whole[:1])
+    unsplit = launch(case, kernel[0], dtype=dtype)
+    assert (whole - unsplit).norm() <= 2 * torch.finfo(dtype).eps * unsplit.norm()
+
+
+@on_kernels
+def test_small_batches_are_split_over_clusters(backend: str, device: str) -> None:
+    """On 132 multiprocessors: as many blocks a tile as run at once; and never where there are no clusters."""
+    skip_unless_available(backend)
+    library = native.library(backend)
+    if not library.has_clusters(torch.device(device)):
+        pytest.skip(f"{device} has no thread-block clusters")
+    for sizes, height, expected in (
+        ((96, 384, 128), 32, {1: 6, 2: 6, 5: 3, 8: 2, 16: 2, 17: 0, 256: 0}),
+        ((128, 512, 160), 16, {1: 8, 8: 8, 16: 4, 32: 2, 66: 2, 67: 0}),
+        ((80, 320, 96), 16, {1: 5, 8: 5, 16: 3, 66: 2, 67: 0}),
+        ((16, 64, 512), 16, {1: 0}),  # one chunk
+    ):
+        case = StageCase("inverted_residual", sizes, (1, sizes[0], height, height), {"stride": 2})
+        weights = case.build()[1]
+        packed = mvk.pack(weights, torch.float16, device, backend)
+        options = {"stride": 2, "dilation": 1, "residual": False}
+        library.multiprocessors = lambda device: 132
+        try:
+            for batch, blocks in expected.items():
+                x = map_slot(batch, sizes[0], height, height, torch.float16)
+                (call,) = inverted_residual.launches(x, packed, **options)
+                assert call.sizes["cluster_blocks"] == blocks, (sizes, batch)
+                first, *others = inverted_residual.alternatives(x, packed, **options)
+                assert first == (inverted_residual.split(blocks) if blocks else inverted_residual.TILES)
+                assert len({first, *others}) == len(others) + 1
+            several = sizes[1] > 64
+            assert ("132 at stride 2" in inverted_residual.variant(packed)) == several
+            library.has_clusters = lambda device: False
+            assert [*inverted_residual.alternatives(x, packed, **options)] == [inverted_residual.TILES]
+            assert "clusters" not in inverted_residual.variant(packed)
+        finally:
+            del library.multiprocessors
+            library.__dict__.pop("has_clusters", None)
+
+
+def test_clusters_that_cannot_share_are_refused_in_words() -> None:
+    skip_unless_available("simt")
+    case = StageCase("inverted_residual", (128, 512, 160), (1, 128, 4, 4), {"stride": 2})
+    x, weights, _ = case.build()
+    packed = mvk.pack(weights, torch.float16, backend="simt")
+    x = x.half().contiguous(memory_format=torch.channels_last)
+    slot = Slot.like(x)
+    (call,) = inverted_residual.launches(slot, packed, stride=2, dilation=1, residual=False)
+    for blocks in (-1, 1, 9):
+        refused = dataclasses.replace(call, sizes={**call.sizes, "cluster_blocks": blocks})
+        with pytest.raises(ValueError, match=f"cluster_blocks: expected 0, or 2 to 8 and .* 8 chunks, got {blocks}"):
+            execute("simt", [refused], {slot: x})
+    library = simt.library()
+    library.set_shared_limit(150_000)
+    try:
+        with pytest.raises(ValueError, match=r"split over 8 blocks, need \d+ bytes of shared memory a block"):
+            execute("simt", [call], {slot: x})
+    finally:
+        library.set_shared_limit()
 
 
 # The row kernel serves these shapes in test_published_shapes; here the tile kernel does.

@@ -17,6 +17,7 @@ CASES = [
     StageCase("inverted_residual", (48, 136, 48), (2, 48, 7, 18), {"residual": True}),  # dealt to the warps of a block
     StageCase("inverted_residual", (40, 72, 104), (1, 40, 17, 9), {"stride": 2}),
     StageCase("inverted_residual", (16, 32, 24), (1, 16, 9, 8), {"dilation": 3}),
+    StageCase("inverted_residual", (16, 264, 40), (2, 16, 13, 9), {"dilation": 2}),  # split over clusters
     StageCase("transformer", (24, 80, 40, 1, 24), (2, 24, 6, 10), {"num_heads": 4}),
     StageCase("transformer", (16, 64, 48, 2, 24), (1, 16, 9, 11), {"num_heads": 4, "patch_size": (1, 1)}),  # split
     StageCase("transformer", (16, 64, 48, 1, 8), (2, 16, 7, 9), {"num_heads": 4}),  # resized
@@ -53,7 +54,7 @@ def test_small_case(case: StageCase, dtype: torch.dtype, backend: str, device: s
 
     arguments = [] if weights is None else [mvk.pack(weights, dtype, device, backend)]
     options |= {"backend": backend} if weights is None else {}
-    if case.stage == "transformer" and case.sizes[2] == 2 * case.sizes[1]:
+    if (case.stage == "transformer" and case.sizes[2] == 2 * case.sizes[1]) or 264 in case.sizes:
         variant = clusters(backend, device)
     else:
         variant = blocks(backend, "large" if 144 in case.sizes else "small")

@@ -45,11 +45,13 @@ def run(*command: str) -> str:
 
 def short_name(mangled: str) -> str:
     """A readable name from a mangled one: ``inverted_residual float16 stride 2, 8 tiles, large`` (output tiles, tile of
-    pixels), ``inverted_residual_rows float16 stride 1, 64 → 64, 3 × 16 pixels, 8 warps`` (channels, a warp's step),
+    pixels), ``inverted_residual_cluster float16 stride 2, chunks of 64``, ``inverted_residual_rows float16 stride 1, 64 → 64, 3 × 16 pixels, 8 warps`` (channels, a warp's step),
     ``transformer float16 144 channels, heads of 40, 256 rows a block``."""
     dtype = "float16" if "ConfigI6__half" in mangled else "bfloat16"
-    if tile := re.search(r"InvertedResidualConfigI\w+?Li(\d+)ELi(\d+)ELb([01])E", mangled):
-        stride, tiles, large = tile.groups()
+    if tile := re.search(r"InvertedResidualConfigI\w+?Li(\d+)ELi(\d+)ELb([01])ELb([01])E", mangled):
+        stride, tiles, large, split = tile.groups()
+        if split == "1":
+            return f"inverted_residual_cluster {dtype} stride {stride}, chunks of {64 if large == '1' else 32}"
         return f"inverted_residual {dtype} stride {stride}, {tiles} tiles, {'large' if large == '1' else 'small'}"
     if config := re.search(r"InvertedResidualRowsConfigI\w+?" + r"Li(\d+)E" * 6 + r"E+Lb([01])E", mangled):
         stride, in_channels, out_channels, tiles, step_rows, warps, dealt = config.groups()
@@ -118,7 +120,7 @@ def measure(architecture: str) -> dict[str, dict[str, int]]:
             cubin = str(Path(scratch) / f"{source.stem}.cubin")
             gencode = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
             run(nvcc, "-std=c++17", "-O3", gencode, '-DMVK_ARCHITECTURES=""', "-cubin", "-o", cubin, str(source))
-            if source.stem.startswith("transformer_cluster") and not has_clusters:
+            if "_cluster" in source.stem and not has_clusters:
                 continue  # compiled for a return at once
             for name, usage in re.findall(r"Function (\w+):\n\s*(.*)", run(cuobjdump, "--dump-resource-usage", cubin)):
                 figures = dict(re.findall(r"(\w+):(\d+)", usage))

@@ -53,6 +53,9 @@ void mvk_buffer_traffic(int index, std::uint64_t* values) {
 int mvk_inverted_residual_shared_bytes(int in_channels, int out_channels, int stride, int chunk) {
   return inverted_residual_shared_bytes(in_channels, out_channels, stride, chunk);
 }
+int mvk_inverted_residual_cluster_shared_bytes(int in_channels, int out_channels, int stride, int chunk, int blocks) {
+  return inverted_residual_cluster_shared_bytes(in_channels, out_channels, stride, chunk, blocks);
+}
 int mvk_inverted_residual_rows_shared_bytes(int in_channels, int hidden_channels, int out_channels, int stride,
                                             int limit) {
   return inverted_residual_rows_shared_bytes(in_channels, hidden_channels, out_channels, stride, limit);

@@ -2,7 +2,8 @@
 
 The row kernel (csrc/inverted_residual_rows.cuh) serves the channel counts of its table at dilation 1, where its weights
 fit into the device's shared memory; the tile kernel (csrc/inverted_residual.cuh) serves everything. Weights know
-neither stride nor dilation, so they are packed for both.
+neither stride nor dilation, so they are packed for both. Where tiles are few and the device has clusters, the blocks of
+a cluster split the hidden channels of a tile.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ __all__ = [
     "refusal",
     "row_strides",
     "run",
+    "split",
     "variant",
 ]
 
@@ -39,6 +41,10 @@ LARGE_CHUNK = 64
 SMALL_CHUNK = 32
 # Which kernel, in which form.
 ROWS, DEALT, TILES = "sliding rows", "sliding rows, hidden channels dealt to the warps of a block", "tiles"
+_SPLIT_PIXELS = 4, 8  # rows and columns of output pixels of a split tile
+_MOST_CLUSTER_BLOCKS = 8
+# Loading the tile and adding up the sums take a split block about as long as two of its chunks. Reasoned, not measured.
+_SPLIT_ENDS = 2
 _ROW_CHUNK = 16  # hidden channels that a warp of the row kernel takes at a time
 _PASS_CHANNELS = 160  # output channels a block of the tile kernel accumulates at most
 
@@ -149,22 +155,87 @@ def pack(
     return records.to(device), bias, rows.to(device)
 
 
+def split(blocks: int) -> str:
+    """The form of the tile kernel in which ``blocks`` blocks share a tile."""
+    return f"tiles of 4 × 8 pixels, hidden channels split over clusters of {blocks} blocks"
+
+
+_SPLIT = {split(blocks): blocks for blocks in range(2, _MOST_CLUSTER_BLOCKS + 1)}
+
+
+def _clusters(packed: Packed, stride: int) -> tuple[int, ...]:
+    """The clusters that may share a tile on this device, by their blocks: no two with as many chunks a block."""
+    library = native.library(packed.backend)
+    if not library.has_clusters(packed.device):
+        return ()
+    chunk = packed.tensors[0].shape[2]
+    return _fitting_clusters(packed.backend, packed.sizes, stride, chunk, library.shared_limit(packed.device))
+
+
+@functools.lru_cache(maxsize=256)
+def _fitting_clusters(backend: str, sizes: tuple[int, ...], stride: int, chunk: int, limit: int) -> tuple[int, ...]:
+    in_channels, hidden_channels, out_channels = sizes
+    library, chunks = native.library(backend), -(-hidden_channels // chunk)
+    even = {-(-chunks // -(-chunks // blocks)) for blocks in _SPLIT.values()}
+    return tuple(
+        blocks
+        for blocks in sorted(even - {1})
+        if library.shared_bytes("inverted_residual_cluster", in_channels, out_channels, stride, chunk, blocks) <= limit
+    )
+
+
+def cluster_blocks(packed: Packed, stride: int, tiles: int) -> int:
+    """Blocks that share each of ``tiles`` tiles of 4 × 8 output pixels; 0: none, one block takes a larger tile.
+
+    The least time, in chunks of such a tile: what runs at once is one block a multiprocessor, and a cluster's blocks
+    together. A larger tile's chunk takes as often as long as it has more pixels. Only while there are no more tiles
+    than multiprocessors: then larger tiles leave at least half of them idle.
+    """
+    multiprocessors = native.library(packed.backend).multiprocessors(packed.device)
+    if not 0 < tiles <= multiprocessors:
+        return 0
+    chunk = packed.tensors[0].shape[2]
+    chunks = -(-packed.sizes[1] // chunk)
+    rows, columns = _SPLIT_PIXELS
+    larger = (8 if chunk == LARGE_CHUNK else 4) * (16 if stride == 1 else 8) // (rows * columns)
+    # They all run at once: a larger tile is larger than one, or the chunks are those of a small GPU.
+    best, least = 0, _SPLIT_ENDS + larger * chunks
+    for blocks in _clusters(packed, stride):
+        if blocks <= multiprocessors:
+            time = -(-tiles // (multiprocessors // blocks)) * (_SPLIT_ENDS - (-chunks // blocks))
+            if time < least:
+                best, least = blocks, time
+    return best
+
+
+def _tiles_form(x: Slot, packed: Packed, stride: int, dilation: int) -> str:
+    """The form of the tile kernel."""
+    batch, _, height, width = x.shape
+    tiles = batch * dilation**2
+    for size, of_tile in zip((height, width), _SPLIT_PIXELS, strict=True):
+        of_phase = -(-((size - 1) // stride + 1) // dilation)
+        tiles *= -(-of_phase // of_tile)
+    blocks = cluster_blocks(packed, stride, tiles)
+    return split(blocks) if blocks else TILES
+
+
 def _form(x: Slot, packed: Packed, stride: int, dilation: int) -> str:
     """Which kernel serves, in which form: by the rules of :func:`variant`."""
     batch, _, height, width = x.shape
     served = () if packed.tensors[2].numel() == 0 else row_strides(packed.backend, packed.sizes, packed.device)
     if dilation != 1 or stride not in served:
-        return TILES
+        return _tiles_form(x, packed, stride, dilation)
     out_pixels = ((height - 1) // stride + 1) * ((width - 1) // stride + 1) * batch
     return DEALT if out_pixels <= dealt_pixels(packed, stride) else ROWS
 
 
 def alternatives(x: Slot, packed: Packed, *, stride: int, dilation: int, residual: bool) -> Alternatives:
-    """Both kernels, and both forms of the row kernel, where they serve; the one that the rules take first."""
+    """Both kernels in all of their forms, where they serve; the one that the rules take first."""
     form = _form(x, packed, stride, dilation)
     forms = [form]
-    if form != TILES:
-        forms += [ROWS, TILES] if dealt_pixels(packed, stride) == 0 else [ROWS, DEALT, TILES]
+    if form in (ROWS, DEALT):
+        forms += [ROWS] if dealt_pixels(packed, stride) == 0 else [ROWS, DEALT]
+    forms += [TILES, *map(split, _clusters(packed, stride))]
     return {
         form: launches(x, packed, stride=stride, dilation=dilation, residual=residual, form=form)
         for form in dict.fromkeys(forms)
@@ -178,12 +249,12 @@ def launches(
 
     Args:
         x, packed, stride, dilation, residual: as for the op.
-        form: ``ROWS``, ``DEALT`` or ``TILES``; None: by the rules.
+        form: ``ROWS``, ``DEALT``, ``TILES`` or one of :func:`split`; None: by the rules.
     """
     records, bias, row_records = packed.tensors
     if form is None:
         form = _form(x, packed, stride, dilation)
-    if form == TILES:
+    if form not in (ROWS, DEALT):
         row_records = row_records[:0]  # the launcher takes the row kernel where it is given its weights
     in_channels, hidden_channels, out_channels = packed.sizes
     batch, _, height, width = x.shape
@@ -198,6 +269,7 @@ def launches(
         "stride": stride,
         "dilation": dilation,
         "chunk": records.shape[2],
+        "cluster_blocks": _SPLIT.get(form, 0),
         "residual": residual,
         "dealt": form == DEALT,
     }
@@ -232,10 +304,20 @@ def dealt_pixels(packed: Packed, stride: int) -> int:
     return pixels * library.multiprocessors(packed.device)
 
 
+def _most_split_tiles(packed: Packed, stride: int) -> int:
+    """Up to how many tiles of 4 × 8 output pixels clusters share them."""
+    tiles = native.library(packed.backend).multiprocessors(packed.device)
+    while tiles and cluster_blocks(packed, stride, tiles) == 0:
+        tiles -= 1
+    return tiles
+
+
 def variant(packed: Packed) -> str:
     """Which kernel serves: by channels, stride and dilation (short of 2³¹ pixels), its form by the pixels too."""
     chunk = packed.tensors[0].shape[2]
     tiles = f"{'large' if chunk == LARGE_CHUNK else 'small'} tiles, {chunk} hidden channels a step"
+    if texts := [f"{most} at stride {stride}" for stride in (1, 2) if (most := _most_split_tiles(packed, stride))]:
+        tiles += f" (hidden channels split over clusters up to so many tiles of 4 × 8 pixels: {', '.join(texts)})"
     strides = row_strides(packed.backend, packed.sizes, packed.device) if packed.tensors[2].numel() else ()
     if not strides:
         return f"fused, {tiles}"

@@ -92,7 +92,7 @@ _ARGUMENTS: dict[str, Any] = {
     "inverted_residual": _structure(
         "InvertedResidualArguments",
         (_POINTER, "x weights row_weights bias y"),
-        (_INT, "batch height width in_channels hidden_channels out_channels stride dilation chunk"),
+        (_INT, "batch height width in_channels hidden_channels out_channels stride dilation chunk cluster_blocks"),
         (_BOOL, "residual dealt bfloat16"),
     ),
     "transformer": _structure(

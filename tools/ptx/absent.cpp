@@ -12,6 +12,7 @@
 namespace mvk {
 
 ABSENT(inverted_residual, InvertedResidualArguments)
+ABSENT(inverted_residual_cluster, InvertedResidualArguments)
 ABSENT(inverted_residual_rows, InvertedResidualArguments)
 ABSENT(transformer, TransformerArguments)
 ABSENT(resize, ResizeArguments)
@@ -23,6 +24,7 @@ ABSENT(head_features, HeadFeaturesArguments)
 ABSENT(head_classifier, HeadClassifierArguments)
 
 ABSENT_SIZE(inverted_residual_shared_bytes, int, int, int, int)
+ABSENT_SIZE(inverted_residual_cluster_shared_bytes, int, int, int, int, int)
 ABSENT_SIZE(inverted_residual_rows_shared_bytes, int, int, int, int, int)
 ABSENT_SIZE(inverted_residual_rows_dealt_pixels, int, int, int, int, int)
 ABSENT_SIZE(transformer_shared_bytes, int, int, int, int)

@@ -1,0 +1,53 @@
+// Launcher of the inverted residual's tile kernel with the hidden channels split over a cluster.
+#include "inverted_residual_launch.cuh"
+
+namespace mvk {
+
+namespace {
+
+// All widths of the output in one instance: a block has an SM to itself, and its registers.
+template <class T, int kStride, bool kLargeTile>
+using SplitConfig = InvertedResidualConfig<T, kStride, 20, kLargeTile, true>;
+
+// visit(config) of the instance.
+template <class T, class Visit>
+auto visit_config(int stride, int chunk, const Visit& visit) {
+  if (stride == 1 && chunk == 64) return visit(SplitConfig<T, 1, true>{});
+  if (stride == 1) return visit(SplitConfig<T, 1, false>{});
+  if (chunk == 64) return visit(SplitConfig<T, 2, true>{});
+  return visit(SplitConfig<T, 2, false>{});
+}
+
+}  // namespace
+
+int inverted_residual_cluster_shared_bytes(int in_channels, int out_channels, int stride, int chunk, int blocks) {
+  return visit_config<Half>(stride, chunk, [&](auto config) {
+    using Config = decltype(config);
+    return inverted_residual_layout<Config>(in_channels, inverted_residual_pass_channels(out_channels), blocks).bytes;
+  });
+}
+
+Status inverted_residual_cluster(const InvertedResidualArguments& a, Stream stream) {
+  const int chunks = ceil_div(a.hidden_channels, a.chunk);
+  if (a.cluster_blocks < 2 || a.cluster_blocks > kMostClusterBlocks || a.cluster_blocks > chunks) {
+    return fail(Status::kInvalidArgument,
+                "inverted_residual: cluster_blocks: expected 0, or 2 to %d and no more than the %d chunks, got %d",
+                kMostClusterBlocks, chunks, a.cluster_blocks);
+  }
+  const int limit = shared_memory_limit();
+  const int needed =
+      inverted_residual_cluster_shared_bytes(a.in_channels, a.out_channels, a.stride, a.chunk, a.cluster_blocks);
+  if (needed > limit) {
+    return fail(Status::kUnsupported,
+                "inverted_residual: %d → %d → %d channels at stride %d, split over %d blocks, need %d bytes of shared "
+                "memory a block, this device has %d",
+                a.in_channels, a.hidden_channels, a.out_channels, a.stride, a.cluster_blocks, needed, limit);
+  }
+  const auto launch_it = [&](auto config) {
+    return launch_inverted_residual<decltype(config)>("inverted_residual, split", a, stream);
+  };
+  return a.bfloat16 ? visit_config<BFloat16>(a.stride, a.chunk, launch_it)
+                    : visit_config<Half>(a.stride, a.chunk, launch_it);
+}
+
+}  // namespace mvk
