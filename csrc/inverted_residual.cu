@@ -17,6 +17,7 @@ Status launch_by_out_tiles(const InvertedResidualArguments& arguments, Stream st
   if (out_tiles <= 4) return launch_tiles<T, kStride, 4, kLargeTile>(arguments, stream);
   if (out_tiles <= 8) return launch_tiles<T, kStride, 8, kLargeTile>(arguments, stream);
   if (out_tiles <= 12) return launch_tiles<T, kStride, 12, kLargeTile>(arguments, stream);
+  if (out_tiles <= 16) return launch_tiles<T, kStride, 16, kLargeTile>(arguments, stream);
   return launch_tiles<T, kStride, 20, kLargeTile>(arguments, stream);
 }
 

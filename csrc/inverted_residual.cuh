@@ -89,13 +89,15 @@ struct InvertedResidualConfig {
   static constexpr int kInColumns = (kTileColumns - 1) * kStride + 3;
   static constexpr int kEvenColumns = (kInColumns + 1) / 2;
   static constexpr int kPositions = kInRows * kInColumns;
-  static constexpr int kInTiles = ceil_div(kPositions, 16);  // expand tiles of 16 positions
-  static constexpr int kChunkPairs = kChunk / 16;            // 16-channel groups of a chunk
+  static constexpr int kChunkPairs = kChunk / 16;  // 16-channel groups of a chunk
   // Of warps, in the expand step. Split: a warp has few tiles of positions, and all of them may share a weight
   // fragment.
   static constexpr int kChannelGroups = kSplit ? kChunkPairs : 2;
   static constexpr int kPositionGroups = kWarps / kChannelGroups;
-  static constexpr int kInTilesPerWarp = ceil_div(kInTiles, kPositionGroups);
+  // Expand tiles of 16 positions, as many for each group of warps: a tile too many costs a group nothing that another
+  // does not wait for, and a condition in the inner loop costs all of them.
+  static constexpr int kInTilesPerWarp = ceil_div(ceil_div(kPositions, 16), kPositionGroups);
+  static constexpr int kInTiles = kInTilesPerWarp * kPositionGroups;
   // Expand tiles that share a weight fragment. Three cost 341 bytes of shared memory an mma, two 384, but beside 12
   // accumulator tiles and 128 registers a thread there is room for two.
   static constexpr int kTilesAtOnce =
@@ -309,6 +311,9 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
 #pragma unroll 1
       for (int first = 0; first < Config::kInTilesPerWarp; first += Config::kTilesAtOnce) {
         const auto tile_of = [&](int i) { return position_group + (first + i) * Config::kPositionGroups; };
+        const auto has_tile = [&](int i) {
+          return Config::kInTilesPerWarp % Config::kTilesAtOnce == 0 || first + i < Config::kInTilesPerWarp;
+        };
         FragmentC sums[Config::kTilesAtOnce][2];
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
@@ -323,7 +328,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
           weights_of_step(step, b);
 #pragma unroll
           for (int i = 0; i < Config::kTilesAtOnce; ++i) {
-            if (tile_of(i) >= Config::kInTiles) break;
+            if (!has_tile(i)) break;
             FragmentA<T> a;
             load_matrix_x4(a.reg, input, (tile_of(i) * 16 + lane % 16) * in_pitch + step * 16 + lane / 16 * 8);
 #pragma unroll
@@ -336,7 +341,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
           weights_of_step(step, b);
 #pragma unroll
           for (int i = 0; i < Config::kTilesAtOnce; ++i) {
-            if (tile_of(i) >= Config::kInTiles) break;
+            if (!has_tile(i)) break;
             FragmentA<T> a;
             load_matrix_x2(a.reg[0], a.reg[1], input, (tile_of(i) * 16 + lane % 16) * in_pitch + step * 16);
 #pragma unroll
@@ -345,7 +350,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
         }
 #pragma unroll
         for (int i = 0; i < Config::kTilesAtOnce; ++i) {
-          if (tile_of(i) >= Config::kInTiles) break;
+          if (!has_tile(i)) break;
           const int position = tile_of(i) * 16 + g;
 #pragma unroll
           for (int half = 0; half < 2; ++half) {
@@ -413,15 +418,17 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
     return a;
   };
 
-  const auto project = [&](Shared<T> slot, int pair, const FragmentA<T>& a) {
+  // all_tiles: there are as many as accumulators; then no condition stands between two products.
+  const auto project = [&](Shared<T> slot, int pair, const FragmentA<T>& a, auto all_tiles) {
+    constexpr bool kAll = decltype(all_tiles)::value != 0;
     const int out_pairs = ceil_div(params.pass_channels, 16);
 #pragma unroll
     for (int n = 0; n < Config::kOutTiles; n += 2) {
-      if (n < out_tiles) {
+      if (kAll || n < out_tiles) {
         const Words4 words =
             slot.template load<Words4>(record.project / 2 + ((pair * out_pairs + n / 2) * 32 + lane) * 8);
         mma_m16n8k16(sums[n], a, FragmentB<T>{{{words.word[0]}, {words.word[1]}}});
-        if (n + 1 < out_tiles) mma_m16n8k16(sums[n + 1], a, FragmentB<T>{{{words.word[2]}, {words.word[3]}}});
+        if (kAll || n + 1 < out_tiles) mma_m16n8k16(sums[n + 1], a, FragmentB<T>{{{words.word[2]}, {words.word[3]}}});
       }
     }
   };
@@ -447,7 +454,12 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
     expand(slot, pairs);
     sync_block();
     for (int pair = depth_group; pair < pairs; pair += Config::kDepthGroups) {
-      project(slot, pair, depthwise(slot, pair));
+      const FragmentA<T> a = depthwise(slot, pair);
+      if (out_tiles == Config::kOutTiles) {
+        project(slot, pair, a, Constant<1>{});
+      } else {
+        project(slot, pair, a, Constant<0>{});
+      }
     }
   }
 

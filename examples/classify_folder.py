@@ -180,6 +180,8 @@ def main(
 ) -> None:
     """Classify the images below FOLDER into OUTPUT, a CSV file; images that it holds already are skipped."""
     where = pick_device(device)
+    if graph and where.type != "cuda":
+        raise click.UsageError(f"--graph: CUDA graphs need a CUDA device, got {where}")
     network = build_network(model, checkpoint, where, backend, capture=[batch] if graph else ())
     top = min(top, network.num_classes)
     names = class_names(checkpoint, network.num_classes)

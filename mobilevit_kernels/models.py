@@ -566,7 +566,7 @@ class MobileViT(nn.Module):
         for name, value in (("batch_size", batch_size), ("height", height), ("width", width)):
             _checks.check_positive(name, value)
         if self.device.type != "cuda":
-            raise RuntimeError(f"{caller}: CUDA graphs need the model on a CUDA device, it is on {self.device}")
+            raise RuntimeError(f"{caller}: expected the model on a CUDA device, it is on {self.device}")
         channels = self.stem.packed.sizes[0]
         shape = (batch_size, height, width, channels) if dtype == torch.uint8 else (batch_size, channels, height, width)
         return torch.zeros(shape, dtype=dtype or self.compute_dtype, device=self.device)

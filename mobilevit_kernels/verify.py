@@ -517,15 +517,12 @@ def plan(
 @contextlib.contextmanager
 def without_tf32() -> Iterator[None]:
     """float32 in float32: on a GPU PyTorch's convolutions, and products where the user allows it, take TF32 else."""
-    switches = (torch.backends.cudnn, torch.backends.cuda.matmul)
-    before = [switch.allow_tf32 for switch in switches]
+    convolutions, products = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     try:
-        for switch in switches:
-            switch.allow_tf32 = False
         yield
     finally:
-        for switch, allowed in zip(switches, before, strict=True):
-            switch.allow_tf32 = allowed
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = convolutions, products
 
 
 def check(job: Job, device: torch.device | str = "cpu", seed: int = 0) -> Result:

@@ -157,7 +157,7 @@ def test_dealing_is_for_few_pixels() -> None:
         packed = mvk.pack(StageCase("inverted_residual", sizes, (1, sizes[0], 4, 4)).build()[1], backend="simt",
                           dtype=torch.float16)  # fmt: skip
         pixels = inverted_residual.dealt_pixels(packed, stride)
-        assert (pixels > 0) == (sizes[1] >= 128), sizes
+        assert (pixels > 0) == (sizes[1] >= 192), sizes
         # On 132 multiprocessors: from one image on 64 × 64 pixels to four on 32 × 32.
         assert pixels == 0 or 3900 <= pixels <= 13000, sizes
         options = {"stride": stride, "dilation": 1, "residual": False}

@@ -564,9 +564,9 @@ def test_capture_needs_cuda() -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
     for model in (fast, mvk.optimize(transformers_model("mobilevit_xxs"))):
-        with pytest.raises(RuntimeError, match="capture: CUDA graphs need the model on a CUDA device, it is on cpu"):
+        with pytest.raises(RuntimeError, match="capture: expected the model on a CUDA device, it is on cpu"):
             model.capture(1)
-        with pytest.raises(RuntimeError, match="graph_input: CUDA graphs need the model on a CUDA device"):
+        with pytest.raises(RuntimeError, match="graph_input: expected the model on a CUDA device"):
             model.graph_input(1)
     with pytest.raises(RuntimeError, match="CUDA"):
         mvk.optimize(python_ref.MobileViT("xxs"), graph=True)

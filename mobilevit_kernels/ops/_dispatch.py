@@ -102,7 +102,7 @@ def pack(
         weights = replace(weights, fc_bias=weights.fc_weight.new_zeros(weights.fc_weight.shape[0]))
     stage = STAGE_OF[type(weights)]
     device = next(tensor for _, tensor in named_tensors(weights)).device if device is None else torch.device(device)
-    if device.type == "cuda" and device.index is None and torch.cuda.is_available():
+    if str(device) == "cuda" and torch.cuda.is_available():
         device = torch.device("cuda", torch.cuda.current_device())  # as the tensors on it say
     if dtype is None:
         dtype = torch.float16 if device.type == "cuda" else torch.float32
