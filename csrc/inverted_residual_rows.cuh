@@ -177,6 +177,28 @@ __global__ void __launch_bounds__(32 * Config::kMaxWarps, 1)
   // Loads of 4 bytes: those of 8 would leave two registers of different fragment halves side by side, and the compiler
   // then moves all of them into place in every chunk.
   FragmentA<T> x[kStepRows][Config::kColumnTiles][Config::kSteps];
+  // The rows of the step after it are on their way to L2 meanwhile: a lane fetches 64 bytes of a pixel in each.
+  const auto prefetch_x = [&](int first_row) {
+    constexpr int kUnits = ceil_div(Config::kInChannels, 32);
+    int pixel = in_pixel[0];
+#pragma unroll
+    for (int j = 1; j < kLaneColumns; ++j) {  // by masks: of a choice the compiler makes an array in local memory
+      const int mask = t % kLaneColumns == j ? -1 : 0;
+      pixel = (pixel & ~mask) | (in_pixel[j] & mask);
+    }
+    if (kDealt || pixel < 0) return;  // few images are in L2 anyway
+#pragma unroll
+    for (int i = 0; i < kStepRows; ++i) {
+      const int row = first_row + i;
+      if (row < 0 || row >= params.height) continue;
+      const std::int64_t offset = static_cast<std::int64_t>(pixel + row * params.width) * Config::kInChannels;
+#pragma unroll
+      for (int unit = 0; unit < kUnits; unit += 4 / kLaneColumns) {
+        const int own = unit + t / kLaneColumns;
+        if (kUnits % (4 / kLaneColumns) == 0 || own < kUnits) params.x.prefetch(offset + 32 * own);
+      }
+    }
+  };
   const auto load_x = [&](int first_row) {
 #pragma unroll
     for (int i = 0; i < kStepRows; ++i) {
@@ -374,20 +396,25 @@ __global__ void __launch_bounds__(32 * Config::kMaxWarps, 1)
     }
   };
 
-  // Calls visit(tile, j, offset) for each output pixel of this lane that is to be written: fragment row g + 8j of the
-  // tile, at `offset` in y.
-  const auto for_each_output = [&](int first_row, int end_row, const auto& visit) {
+  // Calls visit(tile, j, inside, offset) for each output pixel of this lane; inside: it is to be written.
+  const auto for_each_place = [&](int first_row, int end_row, const auto& visit) {
 #pragma unroll
     for (int tile = 0; tile < Config::kOutTiles; ++tile) {
       const int row = first_row + tile / Config::kTilesAcross;
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
         const int pixel = out_pixel[2 * (tile % Config::kTilesAcross) + j];
-        if (pixel >= 0 && row < end_row) {
-          visit(tile, j, static_cast<std::int64_t>(pixel + row * params.out_width) * Config::kOutChannels);
-        }
+        visit(tile, j, pixel >= 0 && row < end_row,
+              static_cast<std::int64_t>(pixel + row * params.out_width) * Config::kOutChannels);
       }
     }
+  };
+  // Calls visit(tile, j, offset) for each output pixel of this lane that is to be written: fragment row g + 8j of the
+  // tile, at `offset` in y.
+  const auto for_each_output = [&](int first_row, int end_row, const auto& visit) {
+    for_each_place(first_row, end_row, [&](int tile, int j, bool inside, std::int64_t offset) {
+      if (inside) visit(tile, j, offset);
+    });
   };
   // Lane t's channels of n-tiles 2·pair and 2·pair + 1 are 16·pair + 4t … 4t + 3; those of a last single tile are
   // 16·pair + 2t and the next.
@@ -421,15 +448,27 @@ __global__ void __launch_bounds__(32 * Config::kMaxWarps, 1)
     sum.value[2 * j] += low(Pair<T>{bits});
     sum.value[2 * j + 1] += high(Pair<T>{bits});
   };
-  const auto add_residual = [&](int tile, int j, std::int64_t offset) {
+  // All loads are under way before the first is waited for; outside of the map they are left out.
+  const auto add_residual = [&](int first_row, int end_row) {
+    Words2 channels[Config::kOutTiles][2][Config::kOutPairs];
+    for_each_place(first_row, end_row, [&](int tile, int j, bool inside, std::int64_t offset) {
 #pragma unroll
-    for (int pair = 0; pair < kFullPairs; ++pair) {
-      const Words2 channels = params.x.template load<Words2>(offset + pair * 16 + 4 * t);
-      add_pair(sums[tile][2 * pair], j, channels.word[0]);
-      add_pair(sums[tile][2 * pair + 1], j, channels.word[1]);
-    }
-    if constexpr (kHalfPair) {
-      add_pair(sums[tile][2 * kFullPairs], j, params.x.template load<Pair<T>>(offset + kFullPairs * 16 + 2 * t).bits);
+      for (int pair = 0; pair < Config::kOutPairs; ++pair) {
+        Words2 words{};
+        if (inside && pair < kFullPairs) words = params.x.template load<Words2>(offset + pair * 16 + 4 * t);
+        if (inside && pair >= kFullPairs) {
+          words.word[0] = params.x.template load<Pair<T>>(offset + pair * 16 + 2 * t).bits;
+        }
+        channels[tile][j][pair] = words;
+      }
+    });
+#pragma unroll
+    for (int tile = 0; tile < Config::kOutTiles; ++tile) {
+#pragma unroll
+      for (int n = 0; n < Config::kOutColumnTiles; ++n) {
+#pragma unroll
+        for (int j = 0; j < 2; ++j) add_pair(sums[tile][n], j, channels[tile][j][n / 2].word[n % 2]);
+      }
     }
   };
   const auto store_pair = [&](const FragmentC& first, const FragmentC& second, int pair, int j, std::int64_t offset) {
@@ -498,6 +537,7 @@ __global__ void __launch_bounds__(32 * Config::kMaxWarps, 1)
     // one.
     int in_row = kStride * begin_row + Config::kOldRows - 1 - kStepRows;
     load_x(in_row);
+    prefetch_x(in_row + kStepRows);
     for (int chunk = first_chunk; chunk < params.chunks; chunk += chunk_step) {
       if (in_row + kStepRows > 0) {
         expand(chunk * kRecordCount, in_row, kStepRows - Config::kOldRows);
@@ -510,9 +550,10 @@ __global__ void __launch_bounds__(32 * Config::kMaxWarps, 1)
     for (int row = begin_row; row < end_row; row += Config::kOutRows) {
       in_row += kStepRows;
       load_x(in_row);
+      prefetch_x(in_row + kStepRows);
       start_sums();
       if constexpr (kStride == 1 && Config::kInChannels == Config::kOutChannels) {
-        if (params.residual && (!kDealt || warp == 0)) for_each_output(row, end_row, add_residual);
+        if (params.residual && (!kDealt || warp == 0)) add_residual(row, end_row);
       }
       for (int chunk = first_chunk; chunk < params.chunks; chunk += chunk_step) {
         const int record = chunk * kRecordCount;

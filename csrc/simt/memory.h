@@ -28,6 +28,11 @@ class Global {
                 sizeof(V));
   }
 
+  // Moves nothing that a kernel sees; the element has to be there.
+  void prefetch(std::int64_t offset, simt::Where where = simt::Where::here()) const {
+    simt::global_prefetch(view_, offset * std::int64_t{sizeof(T)}, where);
+  }
+
   const simt::GlobalView& view() const { return view_; }
   T* pointer() const { return reinterpret_cast<T*>(view_.begin); }
 

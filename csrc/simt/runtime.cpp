@@ -955,6 +955,13 @@ void* global_access(bool write, const GlobalView& view, std::int64_t byte_offset
   return address;
 }
 
+void global_prefetch(const GlobalView& view, std::int64_t byte_offset, Where where) {
+  if (byte_offset < 0 || byte_offset >= static_cast<std::int64_t>(view.bytes)) {
+    fault(where, "prefetch outside of a global buffer: byte %lld of %lld", static_cast<long long>(byte_offset),
+          static_cast<long long>(view.bytes));
+  }
+}
+
 void copy_async(const char* region, int byte_begin, int byte_count, int byte_offset, const GlobalView& source,
                 std::int64_t source_offset, bool valid, Where where) {
   check_shared_range(region, byte_count, byte_offset, 16, byte_begin, where);

@@ -133,6 +133,7 @@ struct GlobalView {
 };
 GlobalView global_view(const void* pointer, std::uint64_t bytes);
 void* global_access(bool write, const GlobalView& view, std::int64_t byte_offset, int bytes, Where where);
+void global_prefetch(const GlobalView& view, std::int64_t byte_offset, Where where);
 
 void copy_async(const char* region, int byte_begin, int byte_count, int byte_offset, const GlobalView& source,
                 std::int64_t source_offset, bool valid, Where where);

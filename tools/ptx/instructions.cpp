@@ -391,7 +391,14 @@ void async_copy(Warp& warp, const Instruction& i, Mask active) {
   });
 }
 
+void prefetch(Warp& warp, const Instruction& i, Mask active) {
+  for_lanes(active, [&](int lane) {
+    warp.block().global->check(address_of(warp, i, 0, lane), 1, false, warp.before_wait(lane));
+  });
+}
+
 void add_async_copies(Table& table) {
+  table["prefetch.global.L2"] = whole({8}, prefetch);
   table["cp.async.cg.shared.global"] = whole({4, 8, 4, 4}, async_copy);
   table["cp.async.commit_group"] =
       whole({}, [](Warp& warp, const Instruction&, Mask active) { warp.commit_copies(active); });
