@@ -34,6 +34,10 @@ Status launch_part(const StemArguments& a, Stream stream) {
   params.shift0 = a.shift0;
   params.shift1 = a.shift1;
   params.shift2 = a.shift2;
+  constexpr int kVector = StemConfig<T, Image>::kVector;
+  params.planar = sizeof(Image) == 2 && a.stride_column == 1 && a.width % kVector == 0 && a.stride_row % kVector == 0 &&
+                  a.stride_channel % kVector == 0 && a.stride_image % kVector == 0 &&
+                  reinterpret_cast<std::uintptr_t>(a.x) % 16 == 0;
   LaunchShape shape;
   shape.blocks_x = std::int64_t{params.tiles_x} * ceil_div(out_height, Config::kRows);
   shape.blocks_y = a.batch;

@@ -22,7 +22,8 @@
 // B fragments stay in registers, straight from global memory.
 //
 // Per output pixel: 54 · C_out flops, 12 image values, C_out values written, C_out tanh. Expected to bind: device
-// memory, with the issue of instructions close behind (about 540 a warp).
+// memory. Values one by one made an H200 wait for them (168 µs for 256 float16 images of 256×256, where the bytes take
+// 55), so 16-bit images whose rows of a channel are aligned come in vectors of eight.
 #pragma once
 
 #include "common/launch.cuh"
@@ -46,6 +47,7 @@ struct StemConfig {
   static constexpr int kPairs = ceil_div(kInElements, 2);             // 4-byte words of a row
   static constexpr int kTile = kInRows * kPairs * 2;                  // elements
   static constexpr int kSharedBytes = kTile * 2;
+  static constexpr int kVector = 8;         // 16-bit values of an aligned load
   static constexpr int kPairThreads = 128;  // side by side over the pairs of a row; 30 of them have none
   static constexpr int kRowsPerThread = ceil_div(kInRows, kThreads / kPairThreads);
   static constexpr int kFragment = 32 * 8;  // elements of the B fragments of an 8-channel tile, both k-steps
@@ -63,6 +65,7 @@ struct StemParams {
   int stride_image, stride_channel, stride_row, stride_column;  // of the image, in elements
   int height, width;
   int out_height, out_width, out_channels;
+  bool planar;  // 16-bit NCHW whose rows begin at multiples of 16 bytes
   int tiles_x;  // blockIdx.x = tile row · tiles_x + tile column, blockIdx.y = image
   float scale0, scale1, scale2;
   float shift0, shift1, shift2;
@@ -98,54 +101,116 @@ __global__ void __launch_bounds__(Config::kThreads)
   let_next_launch_begin();
   wait_for_earlier_launches();
 
-  // The normalised image tile. A thread takes one pair of elements of every second row, so that column, channel and
-  // statistics are worked out once. All its loads come first: device memory binds, and what hides its latency is bytes
-  // under way.
+  // The normalised image tile. All loads of a thread come first: device memory binds, and what hides its latency is
+  // bytes under way.
   using Value = ImageValue<typename Config::Image>;
   using Raw = typename Value::Raw;
   const Shared<T> tile = shared_region<T>("tile", 0, Config::kTile);
-  const int pair = thread_index() % Config::kPairThreads;
-  const int thread_row = thread_index() / Config::kPairThreads;
   const int first_row = 2 * tile_y * Config::kRows - 1;
-  bool inside[2];  // the element's column is one of the image
-  int offset[2];
-  float scale[2];
-  float shift[2];
+  const auto load_any = [&] {
+    // A thread takes one pair of elements of every second row, so that column, channel and statistics are worked out
+    // once.
+    const int pair = thread_index() % Config::kPairThreads;
+    const int thread_row = thread_index() / Config::kPairThreads;
+    bool inside[2];  // the element's column is one of the image
+    int offset[2];
+    float scale[2];
+    float shift[2];
 #pragma unroll
-  for (int j = 0; j < 2; ++j) {
-    const int index = 2 * pair + j;
-    const int channel = index % Config::kChannels;
-    const int column = 2 * tile_x * Config::kColumns - 1 + index / Config::kChannels;
-    inside[j] = index < Config::kInElements && column >= 0 && column < params.width;
-    offset[j] = image * params.stride_image + channel * params.stride_channel + column * params.stride_column;
-    scale[j] = channel == 0 ? params.scale0 : channel == 1 ? params.scale1 : params.scale2;
-    shift[j] = channel == 0 ? params.shift0 : channel == 1 ? params.shift1 : params.shift2;
-  }
-  const auto row_of = [&](int i) { return thread_row + i * (Config::kThreads / Config::kPairThreads); };
-  const auto exists = [&](int i, int j) {
-    const int row = first_row + row_of(i);
-    return inside[j] && row_of(i) < Config::kInRows && row >= 0 && row < params.height;
+    for (int j = 0; j < 2; ++j) {
+      const int index = 2 * pair + j;
+      const int channel = index % Config::kChannels;
+      const int column = 2 * tile_x * Config::kColumns - 1 + index / Config::kChannels;
+      inside[j] = index < Config::kInElements && column >= 0 && column < params.width;
+      offset[j] = image * params.stride_image + channel * params.stride_channel + column * params.stride_column;
+      scale[j] = channel == 0 ? params.scale0 : channel == 1 ? params.scale1 : params.scale2;
+      shift[j] = channel == 0 ? params.shift0 : channel == 1 ? params.shift1 : params.shift2;
+    }
+    const auto row_of = [&](int i) { return thread_row + i * (Config::kThreads / Config::kPairThreads); };
+    const auto exists = [&](int i, int j) {
+      const int row = first_row + row_of(i);
+      return inside[j] && row_of(i) < Config::kInRows && row >= 0 && row < params.height;
+    };
+    Raw raw[Config::kRowsPerThread][2];
+#pragma unroll
+    for (int i = 0; i < Config::kRowsPerThread; ++i) {
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        const int at = (first_row + row_of(i)) * params.stride_row + offset[j];
+        raw[i][j] = exists(i, j) ? params.image.template load<Raw>(at) : Raw{0};
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < Config::kRowsPerThread; ++i) {
+      float value[2];
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        const float normalized = Value::decode(raw[i][j]) * scale[j] + shift[j];
+        value[j] = exists(i, j) ? normalized : 0.0f;
+      }
+      if (pair < Config::kPairs && row_of(i) < Config::kInRows) {
+        tile.store((row_of(i) * Config::kPairs + pair) * 2, make_pair<T>(value[0], value[1]));
+      }
+    }
   };
-  Raw raw[Config::kRowsPerThread][2];
+  const auto load_planar = [&] {
+    // A thread takes eight neighbouring pixels of a row, 16 bytes of each channel; eight threads a row, columns 0 … 63
+    // of the block. The pair of elements that a thread's pixels begin in has the last value of the thread before it, or
+    // of column −1.
+    constexpr int kVector = Config::kVector;
+    constexpr int kAcross = 2 * Config::kColumns / kVector;
+    const int vector = thread_index() % kAcross;
+    const int own_row = thread_index() / kAcross;
+    const int column = 2 * tile_x * Config::kColumns + kVector * vector;
+    const bool row_inside =
+        own_row < Config::kInRows && first_row + own_row >= 0 && first_row + own_row < params.height;
+    const bool inside = row_inside && column < params.width;
+    const bool has_before = row_inside && vector == 0 && column > 0;
+    const int at = image * params.stride_image + (first_row + own_row) * params.stride_row + column;
+    Words4 words[Config::kChannels];
+    Raw before[Config::kChannels];
 #pragma unroll
-  for (int i = 0; i < Config::kRowsPerThread; ++i) {
-#pragma unroll
-    for (int j = 0; j < 2; ++j) {
-      const int at = (first_row + row_of(i)) * params.stride_row + offset[j];
-      raw[i][j] = exists(i, j) ? params.image.template load<Raw>(at) : Raw{0};
+    for (int c = 0; c < Config::kChannels; ++c) {
+      words[c] = inside ? params.image.template load<Words4>(at + c * params.stride_channel) : Words4{};
+      before[c] = has_before ? params.image.template load<Raw>(at + c * params.stride_channel - 1) : Raw{0};
     }
-  }
+    const float scale[Config::kChannels] = {params.scale0, params.scale1, params.scale2};
+    const float shift[Config::kChannels] = {params.shift0, params.shift1, params.shift2};
+    const auto normalized = [&](Raw raw, int c, bool exists) {
+      const float value = Value::decode(raw) * scale[c] + shift[c];
+      return exists ? value : 0.0f;
+    };
+    const auto element = [&](int i) {  // of the thread's 24, in NHWC order
+      const int pixel = i / Config::kChannels;
+      const std::uint32_t word = words[i % Config::kChannels].word[pixel / 2];
+      return normalized(static_cast<Raw>(pixel % 2 == 0 ? word & 0xffffu : word >> 16), i % Config::kChannels, inside);
+    };
+    constexpr int kElements = kVector * Config::kChannels;
+    const Pair<T> last = make_pair<T>(element(kElements - 1), 0.0f);
+    Pair<T> left = shuffle_up(last, 1);
+    if (vector == 0) left = make_pair<T>(normalized(before[2], 2, has_before), 0.0f);
+    if (own_row >= Config::kInRows) return;
+    // Element 0 of the thread is element 3 + 24·vector of the row: the upper half of a pair.
+    const int first_pair = own_row * Config::kPairs + 1 + kElements / 2 * vector;
+    tile.store(2 * first_pair, Pair<T>{(left.bits & 0xffffu) | (make_pair<T>(0.0f, element(0)).bits & 0xffff0000u)});
 #pragma unroll
-  for (int i = 0; i < Config::kRowsPerThread; ++i) {
-    float value[2];
-#pragma unroll
-    for (int j = 0; j < 2; ++j) {
-      const float normalized = Value::decode(raw[i][j]) * scale[j] + shift[j];
-      value[j] = exists(i, j) ? normalized : 0.0f;
+    for (int i = 1; i + 1 < kElements; i += 2) {
+      tile.store(2 * (first_pair + (i + 1) / 2), make_pair<T>(element(i), element(i + 1)));
     }
-    if (pair < Config::kPairs && row_of(i) < Config::kInRows) {
-      tile.store((row_of(i) * Config::kPairs + pair) * 2, make_pair<T>(value[0], value[1]));
+    if (vector == 0) {
+      tile.store(2 * (first_pair - 1),
+                 make_pair<T>(normalized(before[0], 0, has_before), normalized(before[1], 1, has_before)));
     }
+    if (vector == kAcross - 1) tile.store(2 * (first_pair + kElements / 2), last);
+  };
+  if constexpr (sizeof(Raw) == 2) {
+    if (params.planar) {
+      load_planar();
+    } else {
+      load_any();
+    }
+  } else {
+    load_any();
   }
   sync_block();
 
