@@ -179,23 +179,24 @@ __global__ void __launch_bounds__(32 * Config::kMaxWarps, 1)
   FragmentA<T> x[kStepRows][Config::kColumnTiles][Config::kSteps];
   // The rows of the step after it are on their way to L2 meanwhile: a lane fetches 64 bytes of a pixel in each.
   const auto prefetch_x = [&](int first_row) {
-    constexpr int kUnits = ceil_div(Config::kInChannels, 32);
-    int pixel = in_pixel[0];
+    if constexpr (!kDealt) {  // few images are in L2 anyway
+      constexpr int kUnits = ceil_div(Config::kInChannels, 32);
+      int pixel = in_pixel[0];
 #pragma unroll
-    for (int j = 1; j < kLaneColumns; ++j) {  // by masks: of a choice the compiler makes an array in local memory
-      const int mask = t % kLaneColumns == j ? -1 : 0;
-      pixel = (pixel & ~mask) | (in_pixel[j] & mask);
-    }
-    if (kDealt || pixel < 0) return;  // few images are in L2 anyway
+      for (int j = 1; j < kLaneColumns; ++j) {  // by masks: of a choice the compiler makes an array in local memory
+        const int mask = t % kLaneColumns == j ? -1 : 0;
+        pixel = (pixel & ~mask) | (in_pixel[j] & mask);
+      }
 #pragma unroll
-    for (int i = 0; i < kStepRows; ++i) {
-      const int row = first_row + i;
-      if (row < 0 || row >= params.height) continue;
-      const std::int64_t offset = static_cast<std::int64_t>(pixel + row * params.width) * Config::kInChannels;
+      for (int i = 0; i < kStepRows; ++i) {
+        const int row = first_row + i;
+        if (pixel < 0 || row < 0 || row >= params.height) continue;
+        const std::int64_t offset = static_cast<std::int64_t>(pixel + row * params.width) * Config::kInChannels;
 #pragma unroll
-      for (int unit = 0; unit < kUnits; unit += 4 / kLaneColumns) {
-        const int own = unit + t / kLaneColumns;
-        if (kUnits % (4 / kLaneColumns) == 0 || own < kUnits) params.x.prefetch(offset + 32 * own);
+        for (int unit = 0; unit < kUnits; unit += 4 / kLaneColumns) {
+          const int own = unit + t / kLaneColumns;
+          if (kUnits % (4 / kLaneColumns) == 0 || own < kUnits) params.x.prefetch(offset + 32 * own);
+        }
       }
     }
   };
