@@ -35,17 +35,16 @@
 // Each has the whole input tile, and ends with its own float sums of all 32 pixels and all output channels. Of those it
 // sends pixel p to block p mod S, which adds up what the blocks have sent in the order of their ranks:
 //
-//     block 0:  sums of its depth groups ─ added ─┬─▶ pixels 0, S, … of block 0 ───┬─▶ + bias + x → y
-//                                                 └─▶ pixels 1, S + 1, … of block 1 │
-//     block 1:  sums of its depth groups ─ added ─┬─▶ pixels 0, S, … of block 0 ───┘
-//                                                 └─▶ …
+//     block 0:  sums of its depth groups, added ─┬─▶ pixels 0, S, …     in block 0 ─┬─▶ added, + bias + x → y
+//     block 1:  sums of its depth groups, added ─┼─▶ pixels 0, S, …     in block 0 ─┘
+//                                                └─▶ pixels 1, S + 1, … in block 1 ─── …
 //
 // Each sum travels once. Two barriers of the cluster are enough: before the first chunk (every block runs), and between
 // sending and adding up. What is received lies in memory of its own.
 //
-// Bytes a tile: the input tile (halo included) and the output once; split, the input tile once a block, and S − 1 parts
-// in S of the sums between SMs. Expected to bind: shared-memory bandwidth, then
-// MUFU (hidden · (halo pixels + output pixels) tanh).
+// Bytes a tile: the input tile (halo included) and the output once; split, the input tile once a block, and (S − 1) / S
+// of a block's sums to others. Expected to bind: shared-memory bandwidth, then MUFU (hidden · (halo pixels + output
+// pixels) tanh); split, latency.
 #pragma once
 
 #include "common/async_copy.cuh"

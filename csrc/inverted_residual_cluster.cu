@@ -5,23 +5,25 @@ namespace mvk {
 
 namespace {
 
-// All widths of the output in one instance: a block has an SM to itself, and its registers.
-template <class T, int kStride, bool kLargeTile>
-using SplitConfig = InvertedResidualConfig<T, kStride, 20, kLargeTile, true>;
+template <class T, int kStride, bool kLargeTile, class Visit>
+auto visit_width(int out_channels, const Visit& visit) {
+  if (out_channels <= 128) return visit(InvertedResidualConfig<T, kStride, 16, kLargeTile, true>{});
+  return visit(InvertedResidualConfig<T, kStride, 20, kLargeTile, true>{});
+}
 
-// visit(config) of the instance.
+// visit(config) of the instance. Narrow outputs need none of their own: a block has an SM to itself, and its registers.
 template <class T, class Visit>
-auto visit_config(int stride, int chunk, const Visit& visit) {
-  if (stride == 1 && chunk == 64) return visit(SplitConfig<T, 1, true>{});
-  if (stride == 1) return visit(SplitConfig<T, 1, false>{});
-  if (chunk == 64) return visit(SplitConfig<T, 2, true>{});
-  return visit(SplitConfig<T, 2, false>{});
+auto visit_config(int stride, int chunk, int out_channels, const Visit& visit) {
+  if (stride == 1 && chunk == 64) return visit_width<T, 1, true>(out_channels, visit);
+  if (stride == 1) return visit_width<T, 1, false>(out_channels, visit);
+  if (chunk == 64) return visit_width<T, 2, true>(out_channels, visit);
+  return visit_width<T, 2, false>(out_channels, visit);
 }
 
 }  // namespace
 
 int inverted_residual_cluster_shared_bytes(int in_channels, int out_channels, int stride, int chunk, int blocks) {
-  return visit_config<Half>(stride, chunk, [&](auto config) {
+  return visit_config<Half>(stride, chunk, out_channels, [&](auto config) {
     using Config = decltype(config);
     return inverted_residual_layout<Config>(in_channels, inverted_residual_pass_channels(out_channels), blocks).bytes;
   });
@@ -46,8 +48,8 @@ Status inverted_residual_cluster(const InvertedResidualArguments& a, Stream stre
   const auto launch_it = [&](auto config) {
     return launch_inverted_residual<decltype(config)>("inverted_residual, split", a, stream);
   };
-  return a.bfloat16 ? visit_config<BFloat16>(a.stride, a.chunk, launch_it)
-                    : visit_config<Half>(a.stride, a.chunk, launch_it);
+  return a.bfloat16 ? visit_config<BFloat16>(a.stride, a.chunk, a.out_channels, launch_it)
+                    : visit_config<Half>(a.stride, a.chunk, a.out_channels, launch_it);
 }
 
 }  // namespace mvk

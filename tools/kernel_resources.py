@@ -45,13 +45,15 @@ def run(*command: str) -> str:
 
 def short_name(mangled: str) -> str:
     """A readable name from a mangled one: ``inverted_residual float16 stride 2, 8 tiles, large`` (output tiles, tile of
-    pixels), ``inverted_residual_cluster float16 stride 2, chunks of 64``, ``inverted_residual_rows float16 stride 1, 64 → 64, 3 × 16 pixels, 8 warps`` (channels, a warp's step),
+    pixels), ``inverted_residual_cluster float16 stride 2, 16 tiles, chunks of 64`` (output tiles, hidden channels),
+    ``inverted_residual_rows float16 stride 1, 64 → 64, 3 × 16 pixels, 8 warps`` (channels, a warp's step),
     ``transformer float16 144 channels, heads of 40, 256 rows a block``."""
     dtype = "float16" if "ConfigI6__half" in mangled else "bfloat16"
     if tile := re.search(r"InvertedResidualConfigI\w+?Li(\d+)ELi(\d+)ELb([01])ELb([01])E", mangled):
         stride, tiles, large, split = tile.groups()
         if split == "1":
-            return f"inverted_residual_cluster {dtype} stride {stride}, chunks of {64 if large == '1' else 32}"
+            chunk = 64 if large == "1" else 32
+            return f"inverted_residual_cluster {dtype} stride {stride}, {tiles} tiles, chunks of {chunk}"
         return f"inverted_residual {dtype} stride {stride}, {tiles} tiles, {'large' if large == '1' else 'small'}"
     if config := re.search(r"InvertedResidualRowsConfigI\w+?" + r"Li(\d+)E" * 6 + r"E+Lb([01])E", mangled):
         stride, in_channels, out_channels, tiles, step_rows, warps, dealt = config.groups()

@@ -198,7 +198,7 @@ def cluster_blocks(packed: Packed, stride: int, tiles: int) -> int:
     chunks = -(-packed.sizes[1] // chunk)
     rows, columns = _SPLIT_PIXELS
     larger = (8 if chunk == LARGE_CHUNK else 4) * (16 if stride == 1 else 8) // (rows * columns)
-    # They all run at once: a larger tile is larger than one, or the chunks are those of a small GPU.
+    # No more tiles than multiprocessors: unsplit ones all run at once.
     best, least = 0, _SPLIT_ENDS + larger * chunks
     for blocks in _clusters(packed, stride):
         if blocks <= multiprocessors:

@@ -364,7 +364,7 @@ void add_loads_stores(Table& table) {
   table["ld.shared.v2.u32"] = table["ld.shared.v2.f32"] = loading<Space::kShared, u32, 2>();
   table["ld.shared.v4.u32"] = table["ld.shared.v4.f32"] = loading<Space::kShared, u32, 4>();
   table["st.shared.u32"] = storing<Space::kShared, u32>();
-  table["st.shared.v2.u32"] = storing<Space::kShared, u32, 2>();
+  table["st.shared.v2.u32"] = table["st.shared.v2.f32"] = storing<Space::kShared, u32, 2>();
   table["st.shared.v4.u32"] = table["st.shared.v4.f32"] = storing<Space::kShared, u32, 4>();
 
   table["ld.shared::cluster.b32"] = loading<Space::kSharedCluster, u32>();
