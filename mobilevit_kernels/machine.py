@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["cpu_name", "describe", "package_version"]
+__all__ = ["cpu_name", "describe", "indexed", "package_version"]
 
 
 def cpu_name() -> str:
@@ -31,6 +31,14 @@ def package_version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def indexed(device: torch.device | str) -> torch.device:
+    """``device`` as the tensors on it name it: "cuda" is the current one of the CUDA devices."""
+    device = torch.device(device)
+    if str(device) == "cuda" and torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
 
 
 def describe(device: torch.device) -> dict[str, Any]:

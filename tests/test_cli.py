@@ -353,3 +353,16 @@ def test_a_cache_folder_that_cannot_be_written_is_named(tmp_path: Path, monkeypa
     with pytest.raises(RuntimeError, match=r"MVK_CACHE_DIR: expected a folder that can be written to, .*/file/simt"):
         _build.build()
     assert not _build.is_built()
+
+
+def test_cuda_without_an_index_is_the_current_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the tensors on it say: what is packed for "cuda" serves them, and torch.cuda.set_device() wants a number."""
+    from mobilevit_kernels import machine
+
+    assert machine.indexed("cpu") == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert machine.indexed("cuda") == torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert machine.indexed("cuda") == torch.device("cuda:1")
+    assert machine.indexed("cuda:0") == torch.device("cuda:0")

@@ -121,7 +121,11 @@ def test_any_memory_layout(case: StageCase, layout: str, backend: str, device: s
         values = torch.cat([values.flatten()[:1], values.flatten()])[1:].reshape(shape)
         x = values.permute(0, 3, 1, 2) if layout == "offset channels_last" else values
         assert x.storage_offset() == 1
-    assert torch.equal(call(case, backend, device, torch.float16, x), expected)
+    result = call(case, backend, device, torch.float16, x)
+    if backend == "torch" and device == "cuda":  # cuDNN takes another algorithm where a tensor is not aligned
+        assert verify.relative_error(result, expected) <= 2 * torch.finfo(torch.float16).eps
+    else:
+        assert torch.equal(result, expected)
 
 
 @one_of_each

@@ -413,7 +413,7 @@ def run(
         ValueError: ``resume`` on a file of another device, commit or PyTorch; the default file exists, and is not to
             be resumed.
     """
-    device = torch.device(device)
+    device = machine.indexed(device)
     deadline = None if limits.budget_s is None else time.monotonic() + limits.budget_s
     if device.type == "cuda":
         torch.cuda.set_device(device)  # events, streams and synchronisations are the current device's

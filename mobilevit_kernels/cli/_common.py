@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 import torch
 
+from mobilevit_kernels import machine
 from mobilevit_kernels.config import CONFIGS
 from mobilevit_kernels.images import read_image
 from mobilevit_kernels.registry import BACKENDS
@@ -70,9 +71,9 @@ def model_option(function: F) -> F:
 def pick_device(name: str | None) -> torch.device:
     """The torch device called ``name``; ValueError for one that is not there."""
     if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return machine.indexed("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(name)
+        device = machine.indexed(name)
     except RuntimeError as error:
         raise ValueError(f"--device: expected a torch device such as cpu or cuda:0, got {name!r}") from error
     if device.type == "cuda" and not torch.cuda.is_available():

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mobilevit_kernels import registry
+from mobilevit_kernels import machine, registry
 from mobilevit_kernels.canonical import (
     Conv3x3Weights,
     HeadWeights,
@@ -101,9 +101,7 @@ def pack(
     if isinstance(weights, HeadWeights) and weights.fc_weight is not None and weights.fc_bias is None:
         weights = replace(weights, fc_bias=weights.fc_weight.new_zeros(weights.fc_weight.shape[0]))
     stage = STAGE_OF[type(weights)]
-    device = next(tensor for _, tensor in named_tensors(weights)).device if device is None else torch.device(device)
-    if str(device) == "cuda" and torch.cuda.is_available():
-        device = torch.device("cuda", torch.cuda.current_device())  # as the tensors on it say
+    device = next(tensor for _, tensor in named_tensors(weights)).device if device is None else machine.indexed(device)
     if dtype is None:
         dtype = torch.float16 if device.type == "cuda" else torch.float32
     if dtype not in FLOAT_DTYPES:
