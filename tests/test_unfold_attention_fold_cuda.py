@@ -32,6 +32,28 @@ def test_error_is_within_the_contract(case: StageCase, dtype: torch.dtype, backe
     assert result.passed, f"error {result.error:.2e}, stock {result.stock_error:.2e}, ratio {result.ratio:.2f}"
 
 
+@pytest.mark.parametrize("order", ["rising", "falling", "one row"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+@on_kernels
+def test_scores_that_outgrow_the_reference(order: str, dtype: torch.dtype, backend: str, device: str) -> None:
+    """The largest score of a row moves by many powers of two from one step of keys to the next, or in one row alone."""
+    skip_unless_available(backend)
+    tokens, dim = 200, 16
+    q, k, v = torch.randn(3, dim, tokens, generator=torch.Generator().manual_seed(0)).unbind()
+    growth = torch.linspace(0.1, 40.0, tokens)
+    if order == "one row":
+        q[:, 77] *= 100
+    else:
+        k *= growth if order == "rising" else growth.flip(0)
+    qkv = torch.cat([q, k, v]).reshape(1, 3 * dim, 1, tokens).to(device, dtype)
+    options = {"num_heads": 1, "patch_size": (1, 1)}
+    result = mvk.ops.unfold_attention_fold(qkv, backend=backend, **options)
+    truth = verify.reference("unfold_attention_fold", qkv, None, **options)
+    stock = verify.reference("unfold_attention_fold", qkv, None, dtype=dtype, **options)
+    checked = verify.judge(order, backend, dtype, result, truth, stock, verify.MAX_STAGE_RATIO)
+    assert checked.passed, f"error {checked.error:.2e}, stock {checked.stock_error:.2e}"
+
+
 def test_silent_under_20_schedules() -> None:
     skip_unless_available("simt")
     qkv = CASES[0].build()[0].half()
