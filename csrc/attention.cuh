@@ -41,7 +41,6 @@ struct Attention {
   float scale;  // of the scores, positive; 1 where it is in Q
   FragmentC sums[kRowTiles][kValueTiles];
   float reference[kRowTiles][2];  // exponent of 2 that a row's exponentials are relative to
-  float limit[kRowTiles][2];      // the score up to which it stays, −∞ before the first
   float weight[kRowTiles][2];     // this lane's part of the sum of exponentials
 
   MVK_DEVICE void start(int value_tile, float score_scale) {
@@ -53,8 +52,7 @@ struct Attention {
       for (int j = 0; j < kValueTiles; ++j) sums[m][j] = FragmentC{{0.0f, 0.0f, 0.0f, 0.0f}};
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        reference[m][half] = 0.0f;
-        limit[m][half] = -kInfinity;
+        reference[m][half] = kLowest;
         weight[m][half] = 0.0f;
       }
     }
@@ -65,15 +63,13 @@ struct Attention {
                          const KeyRange (&ranges)[kRowTiles]) {
     int begin = ranges[0].begin;
     int end = begin + ranges[0].count;
-    int common_begin = begin;  // [common_begin, common_end): keys of all row tiles
-    int common_end = end;
+    int whole_end = end;  // [begin, whole_end): keys of all row tiles
 #pragma unroll
     for (int m = 1; m < kRowTiles; ++m) {
       const int range_end = ranges[m].begin + ranges[m].count;
+      whole_end = ranges[m].begin != begin ? 0 : range_end < whole_end ? range_end : whole_end;
       begin = ranges[m].begin < begin ? ranges[m].begin : begin;
       end = range_end > end ? range_end : end;
-      common_begin = ranges[m].begin > common_begin ? ranges[m].begin : common_begin;
-      common_end = range_end < common_end ? range_end : common_end;
     }
 #pragma unroll 1
     for (int key = begin; key < end; key += kKeyStep) {
@@ -83,15 +79,16 @@ struct Attention {
       multiply_keys(scores, queries, keys_values, key, second_group);
       FragmentA<T> exponentials[kRowTiles][kKeyStep / 16];
       // Most steps are whole: one straight line of code for all row tiles, whose latencies hide each other.
-      if (key >= common_begin && key + kKeyStep <= common_end) {
-        softmax_step(exponentials, scores);
-        multiply_values(exponentials, keys_values, key, second_group, [](int, int) { return true; });
+      if (key + kKeyStep <= whole_end) {
+        const auto all = [](int, int) { return true; };
+        softmax_step(exponentials, scores, all);
+        multiply_values(exponentials, keys_values, key, second_group, all);
       } else {
 #pragma unroll
         for (int m = 0; m < kRowTiles; ++m) mask(scores[m], key, ranges[m]);
-        softmax_step(exponentials, scores);
-        multiply_values(exponentials, keys_values, key, second_group,
-                        [&](int m, int group) { return ranges[m].has_group(key + 16 * group); });
+        const auto has_group = [&](int m, int group) { return ranges[m].has_group(key + 16 * group); };
+        softmax_step(exponentials, scores, has_group);
+        multiply_values(exponentials, keys_values, key, second_group, has_group);
       }
     }
   }
@@ -117,6 +114,8 @@ struct Attention {
 
  private:
   static constexpr float kInfinity = __builtin_huge_valf();
+  // Before the first score. Not −∞: of masked scores alone that would make a NaN.
+  static constexpr float kLowest = -3.0e38f;
 
   MVK_DEVICE static void multiply_keys(FragmentC (&scores)[kRowTiles][kKeyStep / 8],
                                        const RowFragments<T, kRowTiles, kHeadTiles>& queries, Shared<T> keys_values,
@@ -175,8 +174,10 @@ struct Attention {
     }
   }
 
+  // has_group(m, group): whether row tile m attends to this group of 16 keys.
+  template <class HasGroup>
   MVK_DEVICE void softmax_step(FragmentA<T> (&exponentials)[kRowTiles][kKeyStep / 16],
-                               const FragmentC (&scores)[kRowTiles][kKeyStep / 8]) {
+                               const FragmentC (&scores)[kRowTiles][kKeyStep / 8], const HasGroup& has_group) {
     float largest[kRowTiles][2];
     bool outgrown = false;
 #pragma unroll
@@ -189,7 +190,7 @@ struct Attention {
           largest[m][half] =
               max_of(largest[m][half], max_of(scores[m][n].value[2 * half], scores[m][n].value[2 * half + 1]));
         }
-        outgrown = outgrown || largest[m][half] > limit[m][half];
+        outgrown = outgrown || outgrows(largest[m][half], m, half);
       }
     }
     if (any_lane(outgrown)) raise_references(largest);
@@ -197,6 +198,8 @@ struct Attention {
     for (int m = 0; m < kRowTiles; ++m) {
 #pragma unroll
       for (int group = 0; group < kKeyStep / 16; ++group) {
+        exponentials[m][group] = FragmentA<T>{};
+        if (!has_group(m, group)) continue;
 #pragma unroll
         for (int i = 0; i < 4; ++i) {  // register i: row half i % 2, keys 8·(i / 2) + 2t and the next
           const FragmentC& from = scores[m][2 * group + i / 2];
@@ -210,6 +213,10 @@ struct Attention {
     }
   }
 
+  MVK_DEVICE bool outgrows(float score, int m, int half) const {
+    return multiply_add(score, scale, -reference[m][half]) > kMargin;
+  }
+
   // The reference of each row that has outgrown its own becomes the row's largest score so far.
   MVK_DEVICE void raise_references(const float (&largest)[kRowTiles][2]) {
 #pragma unroll
@@ -219,12 +226,10 @@ struct Attention {
         float row_largest = max_of(largest[m][half], shuffle_xor(largest[m][half], 1));
         row_largest = max_of(row_largest, shuffle_xor(row_largest, 2));
         const float raised = row_largest * scale;
-        const bool outgrown = row_largest > limit[m][half];
-        const bool first = limit[m][half] == -kInfinity;
-        const float correction = first ? 0.0f : exp2_approx(reference[m][half] - raised);
+        const bool outgrown = outgrows(row_largest, m, half);
+        const float correction = exp2_approx(reference[m][half] - raised);
         if (outgrown) {
           reference[m][half] = raised;
-          limit[m][half] = row_largest + kMargin / scale;
           weight[m][half] *= correction;
         }
 #pragma unroll
@@ -238,7 +243,6 @@ struct Attention {
     }
   }
 
-  // has_group(m, group): whether row tile m attends to this group of 16 keys.
   template <class HasGroup>
   MVK_DEVICE void multiply_values(const FragmentA<T> (&exponentials)[kRowTiles][kKeyStep / 16], Shared<T> keys_values,
                                   int key, int second_group, const HasGroup& has_group) {

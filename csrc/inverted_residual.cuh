@@ -322,6 +322,8 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
             sums[i][j] = FragmentC{{bias.value[0], bias.value[1], bias.value[0], bias.value[1]}};
           }
         }
+        // With 128 registers a thread there is room for the loads of one or two steps.
+#pragma unroll(Config::kOutTiles > 12 ? 4 : Config::kOutTiles > 4 ? 1 : 2)
         for (int step = 0; step < in_channels / 16; ++step) {
           FragmentB<T> b[2];
           weights_of_step(step, b);
