@@ -226,7 +226,7 @@ def _resources():
 def most_local_accesses(architecture: str, name: str) -> int:
     """In loops, by SASS instructions: none but those of one instance on sm_80, a few a head and a chunk, none a key."""
     spilling = architecture == "sm_80" and name.endswith("144 channels, heads of 40, 256 rows a block")
-    return 16 if spilling else 0
+    return 8 if spilling else 0
 
 
 def test_the_committed_table_has_no_local_memory_traffic_in_loops() -> None:
