@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -254,7 +255,11 @@ def test_the_committed_table_has_no_local_memory_traffic_in_loops() -> None:
             assert row["stack_bytes"] <= (32 if most else 16), (architecture, name)
 
 
-@pytest.mark.parametrize("architecture", ["80", "90a"])
+# Five minutes of a core each.
+ARCHITECTURES = ["90a", "80", "100"] if os.environ.get("MVK_RESOURCES") == "full" else ["90a"]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_compiler_agrees_with_the_committed_table(architecture: str) -> None:
     tool = _resources()
     missing = [name for name in ("nvcc", "nvdisasm", "cuobjdump") if tool.find_tool(name) is None]
