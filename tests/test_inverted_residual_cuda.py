@@ -86,9 +86,10 @@ def launch(case: StageCase, kernel: Kernel, x: torch.Tensor | None = None, dtype
     options = {"stride": 1, "dilation": 1, "residual": False, **options}
     with form(kernel):
         slot = Slot.like(x)
-        named = inverted_residual.split(blocks) if blocks else None
+        named = inverted_residual.split(blocks) if blocks else inverted_residual.DEALT if kernel == DEALT else None
         (call,) = inverted_residual.launches(slot, packed, **options, form=named)
         assert call.sizes["cluster_blocks"] == blocks
+        assert call.sizes["dealt"] == (kernel == DEALT)
         return execute("simt", [call], {slot: x})
 
 

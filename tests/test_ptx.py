@@ -128,7 +128,7 @@ def every_instance(dtype: torch.dtype) -> Iterator[verify.Result]:
         case = StageCase("conv3x3", (24, width), (2, 24, 9, 11))
         yield judge(case, conv3x3_launch(case, tile, dtype=dtype), case.build()[0].to(dtype), dtype)
 
-    for stride, width, kernel in itertools.product((1, 2), (24, 56, 88, 104), (inverted.SMALL, inverted.LARGE)):
+    for stride, width, kernel in itertools.product((1, 2), (24, 56, 88, 104, 136), (inverted.SMALL, inverted.LARGE)):
         case = StageCase("inverted_residual", (24, 80, width), (1, 24, 9, 19), {"stride": stride})
         yield judge(case, inverted.launch(case, kernel, dtype=dtype), case.build()[0].to(dtype), dtype)
     for stride, width, chunk in itertools.product((1, 2), (40, 136), (inverted.SMALL, inverted.LARGE)):

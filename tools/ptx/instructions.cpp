@@ -184,6 +184,8 @@ void add_comparison_logic_shift(Table& table) {
   add_comparisons<u32>(table, "u32");
   add_comparisons<s64>(table, "s64");
   table["setp.eq.b32"] = table["setp.eq.s32"];
+  table["setp.gt.f32"] = lanewise<pred, f32, f32>([](f32 a, f32 b) { return a > b; });
+  table["setp.leu.f32"] = lanewise<pred, f32, f32>([](f32 a, f32 b) { return !(a > b); });  // or one is a NaN
   table["selp.b32"] = table["selp.u32"] = selection<u32>();
   table["selp.f32"] = selection<f32>();
   table["selp.b64"] = selection<u64>();
