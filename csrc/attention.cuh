@@ -228,16 +228,13 @@ struct Attention {
         const float raised = row_largest * scale;
         const bool outgrown = outgrows(row_largest, m, half);
         const float correction = exp2_approx(reference[m][half] - raised);
-        if (outgrown) {
-          reference[m][half] = raised;
-          weight[m][half] *= correction;
-        }
+        if (!outgrown) continue;
+        reference[m][half] = raised;
+        weight[m][half] *= correction;
 #pragma unroll
         for (int j = 0; j < kValueTiles; ++j) {
-          if (outgrown) {
-            sums[m][j].value[2 * half] *= correction;
-            sums[m][j].value[2 * half + 1] *= correction;
-          }
+          sums[m][j].value[2 * half] *= correction;
+          sums[m][j].value[2 * half + 1] *= correction;
         }
       }
     }

@@ -40,7 +40,8 @@
 //
 // What binds is latency: barriers (five a layer) and chains of dependent mma. Measured on an H200, one image of S: 14.1
 // µs a layer for (64, 192), 12.0 for (16, 240), where bandwidth, mma and 300 clocks a barrier would be 3.7 at most; a
-// third of a warp's time goes to the fence before a cluster barrier and to the wait behind it (docs/h200).
+// third of a warp's time goes to the fence before a cluster barrier and to the wait behind it
+// (benchmarks/results/nvidia-h200/2026-11-26).
 //
 // Above 500 lines: the steps share the block's regions, and read best in the order in which a row goes through them.
 #pragma once
@@ -307,16 +308,7 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
       add_step(sums, step);
       if (kChains == 2 && step + 1 < steps) add_step(second, step + 1);
     }
-    if constexpr (kChains == 2) {
-#pragma unroll
-      for (int m = 0; m < kRowTiles; ++m) {
-#pragma unroll
-        for (int j = 0; j < kCount; ++j) {
-#pragma unroll
-          for (int i = 0; i < 4; ++i) sums[m][j].value[i] += second[m][j].value[i];
-        }
-      }
-    }
+    if constexpr (kChains == 2) add_sums(sums, second);
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m) {
       const int row = first_row + 16 * m;

@@ -28,7 +28,7 @@
 //     D = 144    246    55   4016
 //
 // What binds is latency. Measured on an H200, one image of S: 22.9 µs a layer at D = 144, where bandwidth, mma and 300
-// clocks a barrier would be 6.2 (docs/h200).
+// clocks a barrier would be 6.2 (benchmarks/results/nvidia-h200/2026-11-26).
 #pragma once
 
 #include "attention.cuh"

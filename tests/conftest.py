@@ -17,7 +17,7 @@ os.environ.setdefault("MVK_CHOICE_TABLE", "none")
 
 import pytest
 
-from mobilevit_kernels import native, registry
+from mobilevit_kernels import native, registry, verify
 
 # The bound on float32 is for float32: cuDNN's convolutions, the torch backend's among them, would take TF32.
 torch.backends.cudnn.allow_tf32 = False
@@ -57,6 +57,15 @@ def _kernels_from_ptx(request: pytest.FixtureRequest) -> Iterator[None]:
             yield
     else:
         yield
+
+
+def judge(case: verify.StageCase, y: torch.Tensor, x: torch.Tensor, dtype: torch.dtype) -> verify.Result:
+    """The simulator's result for ``x`` against float64 and the stock computation."""
+    _, weights, options = case.build()
+    truth = verify.reference(case.stage, x, weights, **options)
+    stock_x = x.to(dtype) if x.is_floating_point() else x
+    stock = verify.reference(case.stage, stock_x, weights, dtype=dtype, **options)
+    return verify.judge(str(case), "simt", dtype, y, truth, stock, verify.MAX_STAGE_RATIO)
 
 
 def backend_params(*names: str) -> list[object]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from conftest import backend_params, skip_unless_available
+from conftest import backend_params, judge, skip_unless_available
 
 import mobilevit_kernels as mvk
 from mobilevit_kernels import native, simt, verify
@@ -223,12 +223,9 @@ SPLIT = [
 def test_split_over_clusters(case: StageCase, kernel: tuple[int, int], dtype: torch.dtype) -> None:
     """As accurate as the stock computation, the same at every place in the batch, and hardly anything unsplit."""
     skip_unless_available("simt")
-    x, weights, options = case.build()
-    x = x.to(dtype)
+    x = case.build()[0].to(dtype)
     whole = launch(case, kernel, dtype=dtype)
-    truth = verify.reference("inverted_residual", x, weights, **options)
-    stock = verify.reference("inverted_residual", x, weights, dtype=dtype, **options)
-    assert verify.judge(str(case), "simt", dtype, whole, truth, stock, verify.MAX_STAGE_RATIO).passed
+    assert judge(case, whole, x, dtype).passed
     assert torch.equal(launch(case, kernel, x[1:], dtype), whole[1:])
     assert torch.equal(launch(case, kernel, x[:1], dtype), whole[:1])
     unsplit = launch(case, kernel[0], dtype=dtype)
@@ -297,12 +294,7 @@ def test_clusters_that_cannot_share_are_refused_in_words() -> None:
 def test_tile_kernel_on_shapes_of_the_row_kernel(sizes, stride, residual) -> None:
     skip_unless_available("simt")
     case = StageCase("inverted_residual", sizes, (1, sizes[0], 9, 17), {"stride": stride, "residual": residual})
-    x, weights, options = case.build()
-    x = x.half()
-    truth = verify.reference("inverted_residual", x, weights, **options)
-    stock = verify.reference("inverted_residual", x, weights, dtype=torch.float16, **options)
-    y = launch(case, LARGE)
-    assert verify.judge(str(case), "simt", torch.float16, y, truth, stock, verify.MAX_STAGE_RATIO).passed
+    assert judge(case, launch(case, LARGE), case.build()[0].half(), torch.float16).passed
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
@@ -322,12 +314,9 @@ def test_row_kernel_by_any_cut(sizes, stride, shape, dtype) -> None:
     """Strips, segments, blocks and neighbours in the batch change nothing, bit for bit."""
     skip_unless_available("simt")
     case = StageCase("inverted_residual", sizes, shape, {"stride": stride, "residual": stride == 1})
-    x, weights, options = case.build()
-    x = x.to(dtype)
+    x = case.build()[0].to(dtype)
     whole = launch(case, ROWS, dtype=dtype)
-    truth = verify.reference("inverted_residual", x, weights, **options)
-    stock = verify.reference("inverted_residual", x, weights, dtype=dtype, **options)
-    assert verify.judge(str(case), "simt", dtype, whole, truth, stock, verify.MAX_STAGE_RATIO).passed
+    assert judge(case, whole, x, dtype).passed
     for count in (2, 132):
         with multiprocessors(count):
             assert torch.equal(launch(case, ROWS, dtype=dtype), whole), f"{count} multiprocessors"

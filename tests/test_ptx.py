@@ -18,7 +18,7 @@ import ptx_extension
 import pytest
 import test_inverted_residual_cuda as inverted
 import torch
-from conftest import blocks, clusters
+from conftest import blocks, clusters, judge
 from ptx_extension import PtxLibrary
 from test_conv3x3_cuda import launch as conv3x3_launch
 from test_sanitize import CASES
@@ -86,15 +86,6 @@ DIGITS = {torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
 def distance(a: torch.Tensor, b: torch.Tensor) -> float:
     """Relative L2 distance."""
     return float((a.double() - b.double()).norm() / b.double().norm())
-
-
-def judge(case: StageCase, y: torch.Tensor, x: torch.Tensor, dtype: torch.dtype) -> verify.Result:
-    """A result for ``x`` against float64 and the stock computation."""
-    _, weights, options = case.build()
-    truth = verify.reference(case.stage, x, weights, **options)
-    stock_x = x.to(dtype) if x.is_floating_point() else x
-    stock = verify.reference(case.stage, stock_x, weights, dtype=dtype, **options)
-    return verify.judge(str(case), "simt", dtype, y, truth, stock, verify.MAX_STAGE_RATIO)
 
 
 def every_instance(dtype: torch.dtype) -> Iterator[verify.Result]:

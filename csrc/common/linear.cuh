@@ -35,6 +35,18 @@ struct RowFragments {
   }
 };
 
+template <int kRowTiles, int kCount>
+MVK_DEVICE void add_sums(FragmentC (&sums)[kRowTiles][kCount], const FragmentC (&more)[kRowTiles][kCount]) {
+#pragma unroll
+  for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+    for (int j = 0; j < kCount; ++j) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sums[m][j].value[i] += more[m][j].value[i];
+    }
+  }
+}
+
 // sums[m][j] += rows · panel for its kColumns columns, with 8·kTiles channels a row; fragment_of(m, step) is the A
 // fragment of a k-step.
 //
@@ -49,7 +61,7 @@ MVK_DEVICE void multiply_panel(FragmentC (&sums)[kRowTiles][2], Shared<T> panel,
   constexpr int kColumnTiles = ceil_div(kColumns, 8);
   constexpr bool kTwoChains = kTiles > 18 && kTiles <= 30;
   const int lane = lane_index();
-  FragmentC odd_steps[kRowTiles][kColumnTiles] = {};
+  FragmentC odd_steps[kRowTiles][2] = {};
 #pragma unroll
   for (int step = 0; step < kTiles / 2; ++step) {
     Words words{};
@@ -75,16 +87,7 @@ MVK_DEVICE void multiply_panel(FragmentC (&sums)[kRowTiles][2], Shared<T> panel,
       mma_m16n8k8(sums[m][1], a, FragmentB<T>{{{words.word[1]}, {}}});
     }
   }
-  if constexpr (kTwoChains) {
-#pragma unroll
-    for (int m = 0; m < kRowTiles; ++m) {
-#pragma unroll
-      for (int j = 0; j < kColumnTiles; ++j) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) sums[m][j].value[i] += odd_steps[m][j].value[i];
-      }
-    }
-  }
+  if constexpr (kTwoChains) add_sums(sums, odd_steps);
 }
 
 // sums[m][tile] += a[m] · slab for all kTiles 8-column tiles.

@@ -409,8 +409,7 @@ void add_async_copies(Table& table) {
   });
 }
 
-// --- 9.7.9.6 shfl.sync: d|p, a, b, c, membermask; 9.7.13 vote.sync --------------------------------------------------
-// ---------------------------------------------------------------------
+// --- 9.7.9.6 shfl.sync: d|p, a, b, c, membermask; 9.7.13 vote.sync ---------------------------------------------------
 
 enum class Shuffle { kUp, kDown, kButterfly, kIndex };
 
