@@ -32,29 +32,135 @@ struct KeyRange {
 // In elements: keys as an odd number of 16-byte units.
 MVK_HOST_DEVICE constexpr int key_pitch(int head_tiles) { return (2 * head_tiles + 1) * 8; }
 
-// Of the head's kHeadTiles tiles of V, kValueTiles from first_value_tile on: wide heads take several passes.
-template <class T, int kRowTiles, int kHeadTiles, int kValueTiles>
-struct Attention {
+// The softmax of kRowTiles tiles of rows over keys that come step by step, and what it does to the sums of P · V.
+template <int kRowTiles>
+struct OnlineSoftmax {
   static constexpr float kMargin = 8.0f;  // in exponents of 2
 
-  int first_value_tile;
-  float scale;  // of the scores, positive; 1 where it is in Q
-  FragmentC sums[kRowTiles][kValueTiles];
+  float scale;                    // of the scores, positive; 1 where it is in Q
   float reference[kRowTiles][2];  // exponent of 2 that a row's exponentials are relative to
   float weight[kRowTiles][2];     // this lane's part of the sum of exponentials
 
-  MVK_DEVICE void start(int value_tile, float score_scale) {
-    first_value_tile = value_tile;
+  MVK_DEVICE void start(float score_scale) {
     scale = score_scale;
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m) {
-#pragma unroll
-      for (int j = 0; j < kValueTiles; ++j) sums[m][j] = FragmentC{{0.0f, 0.0f, 0.0f, 0.0f}};
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         reference[m][half] = kLowest;
         weight[m][half] = 0.0f;
       }
+    }
+  }
+
+  // The exponentials of the scores of a step, as A fragments. Sums that the steps before have made are corrected where
+  // a reference moves. has_group(m, group): whether row tile m attends to this group of 16 keys.
+  template <class T, int kKeyTiles, int kValueTiles, class HasGroup>
+  MVK_DEVICE void step(FragmentA<T> (&exponentials)[kRowTiles][kKeyTiles / 2],
+                       FragmentC (&sums)[kRowTiles][kValueTiles], const FragmentC (&scores)[kRowTiles][kKeyTiles],
+                       const HasGroup& has_group) {
+    float largest[kRowTiles][2];
+    bool outgrown = false;
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        largest[m][half] = max_of(scores[m][0].value[2 * half], scores[m][0].value[2 * half + 1]);
+#pragma unroll
+        for (int n = 1; n < kKeyTiles; ++n) {
+          largest[m][half] =
+              max_of(largest[m][half], max_of(scores[m][n].value[2 * half], scores[m][n].value[2 * half + 1]));
+        }
+        outgrown = outgrown || outgrows(largest[m][half], m, half);
+      }
+    }
+    if (any_lane(outgrown)) raise_references(sums, largest);
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+      for (int group = 0; group < kKeyTiles / 2; ++group) {
+        exponentials[m][group] = FragmentA<T>{};
+        if (!has_group(m, group)) continue;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {  // register i: row half i % 2, keys 8·(i / 2) + 2t and the next
+          const FragmentC& from = scores[m][2 * group + i / 2];
+          const float offset = -reference[m][i % 2];
+          const float first = exp2_approx(multiply_add(from.value[2 * (i % 2)], scale, offset));
+          const float second = exp2_approx(multiply_add(from.value[2 * (i % 2) + 1], scale, offset));
+          weight[m][i % 2] += first + second;
+          exponentials[m][group].reg[i] = make_pair<T>(first, second);
+        }
+      }
+    }
+  }
+
+  // The weighted means, rounded: A fragments.
+  template <class T, int kValueTiles>
+  MVK_DEVICE RowFragments<T, kRowTiles, kValueTiles> means(const FragmentC (&sums)[kRowTiles][kValueTiles]) const {
+    RowFragments<T, kRowTiles, kValueTiles> means;
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m) {
+      float inverse[2];
+#pragma unroll
+      for (int half = 0; half < 2; ++half) inverse[half] = reciprocal_approx(quad_sum(weight[m][half]));
+#pragma unroll
+      for (int j = 0; j < kValueTiles; ++j) {
+        FragmentC mean;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) mean.value[i] = sums[m][j].value[i] * inverse[i / 2];
+        means.round(m, j, mean);
+      }
+    }
+    return means;
+  }
+
+ private:
+  // Before the first score. Not −∞: of masked scores alone that would make a NaN.
+  static constexpr float kLowest = -3.0e38f;
+
+  MVK_DEVICE bool outgrows(float score, int m, int half) const {
+    return multiply_add(score, scale, -reference[m][half]) > kMargin;
+  }
+
+  // The reference of each row that has outgrown its own becomes the row's largest score so far.
+  template <int kValueTiles>
+  MVK_DEVICE void raise_references(FragmentC (&sums)[kRowTiles][kValueTiles], const float (&largest)[kRowTiles][2]) {
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float row_largest = max_of(largest[m][half], shuffle_xor(largest[m][half], 1));
+        row_largest = max_of(row_largest, shuffle_xor(row_largest, 2));
+        const float raised = row_largest * scale;
+        const bool outgrown = outgrows(row_largest, m, half);
+        const float correction = exp2_approx(reference[m][half] - raised);
+        if (!outgrown) continue;
+        reference[m][half] = raised;
+        weight[m][half] *= correction;
+#pragma unroll
+        for (int j = 0; j < kValueTiles; ++j) {
+          sums[m][j].value[2 * half] *= correction;
+          sums[m][j].value[2 * half + 1] *= correction;
+        }
+      }
+    }
+  }
+};
+
+// Of the head's kHeadTiles tiles of V, kValueTiles from first_value_tile on: wide heads take several passes.
+template <class T, int kRowTiles, int kHeadTiles, int kValueTiles>
+struct Attention {
+  int first_value_tile;
+  FragmentC sums[kRowTiles][kValueTiles];
+  OnlineSoftmax<kRowTiles> softmax;
+
+  MVK_DEVICE void start(int value_tile, float score_scale) {
+    first_value_tile = value_tile;
+    softmax.start(score_scale);
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+      for (int j = 0; j < kValueTiles; ++j) sums[m][j] = FragmentC{{0.0f, 0.0f, 0.0f, 0.0f}};
     }
   }
 
@@ -81,41 +187,23 @@ struct Attention {
       // Most steps are whole: one straight line of code for all row tiles, whose latencies hide each other.
       if (key + kKeyStep <= whole_end) {
         const auto all = [](int, int) { return true; };
-        softmax_step(exponentials, scores, all);
+        softmax.step(exponentials, sums, scores, all);
         multiply_values(exponentials, keys_values, key, second_group, all);
       } else {
 #pragma unroll
         for (int m = 0; m < kRowTiles; ++m) mask(scores[m], key, ranges[m]);
         const auto has_group = [&](int m, int group) { return ranges[m].has_group(key + 16 * group); };
-        softmax_step(exponentials, scores, has_group);
+        softmax.step(exponentials, sums, scores, has_group);
         multiply_values(exponentials, keys_values, key, second_group, has_group);
       }
     }
   }
 
   // The weighted means, rounded: A fragments.
-  MVK_DEVICE RowFragments<T, kRowTiles, kValueTiles> finish() {
-    RowFragments<T, kRowTiles, kValueTiles> means;
-#pragma unroll
-    for (int m = 0; m < kRowTiles; ++m) {
-      float inverse[2];
-#pragma unroll
-      for (int half = 0; half < 2; ++half) inverse[half] = reciprocal_approx(quad_sum(weight[m][half]));
-#pragma unroll
-      for (int j = 0; j < kValueTiles; ++j) {
-        FragmentC mean;
-#pragma unroll
-        for (int i = 0; i < 4; ++i) mean.value[i] = sums[m][j].value[i] * inverse[i / 2];
-        means.round(m, j, mean);
-      }
-    }
-    return means;
-  }
+  MVK_DEVICE RowFragments<T, kRowTiles, kValueTiles> finish() const { return softmax.template means<T>(sums); }
 
  private:
   static constexpr float kInfinity = __builtin_huge_valf();
-  // Before the first score. Not −∞: of masked scores alone that would make a NaN.
-  static constexpr float kLowest = -3.0e38f;
 
   MVK_DEVICE static void multiply_keys(FragmentC (&scores)[kRowTiles][kKeyStep / 8],
                                        const RowFragments<T, kRowTiles, kHeadTiles>& queries, Shared<T> keys_values,
@@ -171,72 +259,6 @@ struct Attention {
     for (int i = 0; i < kKeyStep / 2; ++i) {
       const int own_key = key + i / 4 * 8 + 2 * t + i % 2;
       if (own_key < range.begin || own_key >= range.begin + range.count) scores[i / 4].value[i % 4] = -kInfinity;
-    }
-  }
-
-  // has_group(m, group): whether row tile m attends to this group of 16 keys.
-  template <class HasGroup>
-  MVK_DEVICE void softmax_step(FragmentA<T> (&exponentials)[kRowTiles][kKeyStep / 16],
-                               const FragmentC (&scores)[kRowTiles][kKeyStep / 8], const HasGroup& has_group) {
-    float largest[kRowTiles][2];
-    bool outgrown = false;
-#pragma unroll
-    for (int m = 0; m < kRowTiles; ++m) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        largest[m][half] = max_of(scores[m][0].value[2 * half], scores[m][0].value[2 * half + 1]);
-#pragma unroll
-        for (int n = 1; n < kKeyStep / 8; ++n) {
-          largest[m][half] =
-              max_of(largest[m][half], max_of(scores[m][n].value[2 * half], scores[m][n].value[2 * half + 1]));
-        }
-        outgrown = outgrown || outgrows(largest[m][half], m, half);
-      }
-    }
-    if (any_lane(outgrown)) raise_references(largest);
-#pragma unroll
-    for (int m = 0; m < kRowTiles; ++m) {
-#pragma unroll
-      for (int group = 0; group < kKeyStep / 16; ++group) {
-        exponentials[m][group] = FragmentA<T>{};
-        if (!has_group(m, group)) continue;
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {  // register i: row half i % 2, keys 8·(i / 2) + 2t and the next
-          const FragmentC& from = scores[m][2 * group + i / 2];
-          const float offset = -reference[m][i % 2];
-          const float first = exp2_approx(multiply_add(from.value[2 * (i % 2)], scale, offset));
-          const float second = exp2_approx(multiply_add(from.value[2 * (i % 2) + 1], scale, offset));
-          weight[m][i % 2] += first + second;
-          exponentials[m][group].reg[i] = make_pair<T>(first, second);
-        }
-      }
-    }
-  }
-
-  MVK_DEVICE bool outgrows(float score, int m, int half) const {
-    return multiply_add(score, scale, -reference[m][half]) > kMargin;
-  }
-
-  // The reference of each row that has outgrown its own becomes the row's largest score so far.
-  MVK_DEVICE void raise_references(const float (&largest)[kRowTiles][2]) {
-#pragma unroll
-    for (int m = 0; m < kRowTiles; ++m) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        float row_largest = max_of(largest[m][half], shuffle_xor(largest[m][half], 1));
-        row_largest = max_of(row_largest, shuffle_xor(row_largest, 2));
-        const float raised = row_largest * scale;
-        const bool outgrown = outgrows(row_largest, m, half);
-        const float correction = exp2_approx(reference[m][half] - raised);
-        if (!outgrown) continue;
-        reference[m][half] = raised;
-        weight[m][half] *= correction;
-#pragma unroll
-        for (int j = 0; j < kValueTiles; ++j) {
-          sums[m][j].value[2 * half] *= correction;
-          sums[m][j].value[2 * half + 1] *= correction;
-        }
-      }
     }
   }
 
