@@ -150,6 +150,7 @@ PYBIND11_MODULE(_C, module) {
   module.def("inverted_residual_rows_dealt_pixels", &mvk::inverted_residual_rows_dealt_pixels);
   module.def("transformer_shared_bytes", &mvk::transformer_shared_bytes);
   module.def("transformer_cluster_shared_bytes", &mvk::transformer_cluster_shared_bytes);
+  module.def("transformer_wgmma_shared_bytes", &mvk::transformer_wgmma_shared_bytes);
 
   // mobilevit_kernels/plan.py makes one for each shape. Local: the tests load a second build into the same process.
   py::class_<mvk::Plan>(module, "Plan", py::module_local())

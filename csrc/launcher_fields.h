@@ -90,6 +90,27 @@ void visit_fields(TransformerClusterArguments& a, Visit&& visit) {
 }
 
 template <class Visit>
+void visit_fields(TransformerWgmmaArguments& a, Visit&& visit) {
+  visit("x", a.x);
+  visit("weights", a.weights);
+  visit("biases", a.biases);
+  visit("y", a.y);
+  visit("batch", a.batch);
+  visit("height", a.height);
+  visit("width", a.width);
+  visit("in_channels", a.in_channels);
+  visit("dim", a.dim);
+  visit("num_layers", a.num_layers);
+  visit("out_channels", a.out_channels);
+  visit("patch_height", a.patch_height);
+  visit("patch_width", a.patch_width);
+  visit("weight_units", a.weight_units);
+  visit("epsilon", a.epsilon);
+  visit("activation", a.activation);
+  visit("bfloat16", a.bfloat16);
+}
+
+template <class Visit>
 void visit_fields(ResizeArguments& a, Visit&& visit) {
   visit("x", a.x);
   visit("y", a.y);
@@ -196,6 +217,7 @@ void visit_launchers(Visit&& visit) {
   visit("inverted_residual", &inverted_residual);
   visit("transformer", &transformer);
   visit("transformer_cluster", &transformer_cluster);
+  visit("transformer_wgmma", &transformer_wgmma);
   visit("resize", &resize);
   visit("unfold_attention_fold", &unfold_attention_fold);
   visit("head_features", &head_features);

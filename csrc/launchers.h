@@ -107,6 +107,27 @@ Status transformer_cluster(const TransformerClusterArguments& arguments, Stream 
 // Dynamic shared memory of a block of an instance, in bytes; 0: there is no such instance.
 int transformer_cluster_shared_bytes(int dim, int cluster_rows);
 
+// The same stage on wgmma, in one launch, for whole sequences of as many tokens as an instance takes: heads of dim / 4
+// channels, MLP of 2 · dim.
+struct TransformerWgmmaArguments {
+  const void* x;        // (batch, height, width, in_channels), 16-byte aligned
+  const void* weights;  // packed for the instance; 16-byte aligned
+  const float* biases;  // (num_layers, 2, dim)
+  void* y;              // (batch, height, width, out_channels), 16-byte aligned
+  int batch, height, width;
+  int in_channels, dim, num_layers, out_channels;
+  int patch_height, patch_width;
+  int weight_units;  // 16-byte units of `weights`
+  float epsilon;     // of the LayerNorms
+  bool activation;   // SiLU at the end
+  bool bfloat16;     // else float16
+};
+
+Status transformer_wgmma(const TransformerWgmmaArguments& arguments, Stream stream);
+
+// Dynamic shared memory of a block of an instance, in bytes; 0: there is no such instance.
+int transformer_wgmma_shared_bytes(int dim, int tokens);
+
 struct UnfoldAttentionFoldArguments {
   const void* qkv;  // (batch, height, width, 3 · dim), 16-byte aligned
   void* y;          // (batch, height, width, dim), 16-byte aligned

@@ -66,6 +66,12 @@ def knows_clusters(architectures: str, capability: tuple[int, int]) -> bool:
     )
 
 
+def knows_wgmma(architectures: str, capability: tuple[int, int]) -> bool:
+    """Whether what a GPU runs of a build has wgmma: only code for sm_90a has."""
+    built = (architecture.removesuffix("-ptx") for architecture in architectures.split("/"))
+    return capability == (9, 0) and "90a" in built
+
+
 def status() -> Status:
     """Whether the extension is there and there is a GPU that it runs on."""
     extension, problem = _extension()
@@ -178,6 +184,11 @@ class CudaLibrary:
         """Whether ``device`` has thread-block clusters, from compute capability 9.0 on, and runs code built for it."""
         architectures: str = self.extension.architectures
         return knows_clusters(architectures, torch.cuda.get_device_capability(device))
+
+    def has_wgmma(self, device: torch.device) -> bool:
+        """Whether ``device`` has wgmma, as compute capability 9.0 alone, and the extension is built for sm_90a."""
+        architectures: str = self.extension.architectures
+        return knows_wgmma(architectures, torch.cuda.get_device_capability(device))
 
 
 class _CompiledPlan:

@@ -240,6 +240,10 @@ class PtxLibrary(cuda.CudaLibrary):
         """As on a GPU of compute capability 9.0."""
         return cuda.knows_clusters(self.extension.architectures, (9, 0))
 
+    def has_wgmma(self, device: torch.device) -> bool:
+        """As on a GPU of compute capability 9.0."""
+        return cuda.knows_wgmma(self.extension.architectures, (9, 0))
+
     def coverage(self) -> list[Coverage]:
         """Of every kernel in the build."""
         found = []

@@ -22,6 +22,7 @@ struct LaunchShape {
 #else
 
 #include <atomic>
+#include <cstring>
 
 namespace mvk {
 
@@ -41,6 +42,17 @@ inline int multiprocessor_count() {
   cudaError_t error = cudaGetDevice(&device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
   return error == cudaSuccess ? count : 1;
+}
+
+// Whether this build has code for sm_90a, and the current device runs it.
+inline bool runs_sm_90a() {
+  int device = 0;
+  int major = 0;
+  int minor = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  return error == cudaSuccess && major == 9 && minor == 0 && std::strstr(MVK_ARCHITECTURES, "90a") != nullptr;
 }
 
 // Launches kKernel(params). Works under stream capture: nothing here synchronises or allocates.

@@ -126,32 +126,39 @@ MVK_DEVICE float quad_sum(float value) {
   return value + shuffle_xor(value, 2);
 }
 
-// Mean and variance in two passes over the registers. kPadded: channels from `channels` on are padding and zero; else
-// there are none.
+// The line of one row, from mean and variance in two passes: value_of(tile, i) is this lane's channel i of two in each of
+// kTiles tiles. kPadded: channels from `channels` on are padding and zero; else there are none.
+template <bool kPadded, int kTiles, class ValueOf>
+MVK_DEVICE void layer_norm_line(float& scale, float& shift, const ValueOf& value_of, int channels, float epsilon) {
+  const float per_channel = 1.0f / static_cast<float>(channels);
+  float sum = 0.0f;
+#pragma unroll
+  for (int tile = 0; tile < kTiles; ++tile) sum += value_of(tile, 0) + value_of(tile, 1);
+  const float mean = quad_sum(sum) * per_channel;
+  float squares = 0.0f;
+#pragma unroll
+  for (int tile = 0; tile < kTiles; ++tile) {
+    if (!kPadded || 8 * tile < channels) {
+      const float first = value_of(tile, 0) - mean;
+      const float second = value_of(tile, 1) - mean;
+      squares += multiply_add(first, first, second * second);
+    }
+  }
+  scale = rsqrt_approx(multiply_add(quad_sum(squares), per_channel, epsilon));
+  shift = -mean * scale;
+}
+
 template <bool kPadded, class T, int kRowTiles, int kTiles>
 MVK_DEVICE void layer_norm_lines(RowLines<kRowTiles>& lines, const RowFragments<T, kRowTiles, kTiles>& rows,
                                  int channels, float epsilon) {
-  const float per_channel = 1.0f / static_cast<float>(channels);
 #pragma unroll
   for (int m = 0; m < kRowTiles; ++m) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      float sum = 0.0f;
-#pragma unroll
-      for (int tile = 0; tile < kTiles; ++tile) sum += low(rows.at(m, tile, half)) + high(rows.at(m, tile, half));
-      const float mean = quad_sum(sum) * per_channel;
-      float squares = 0.0f;
-#pragma unroll
-      for (int tile = 0; tile < kTiles; ++tile) {
-        if (!kPadded || 8 * tile < channels) {
-          const float first = low(rows.at(m, tile, half)) - mean;
-          const float second = high(rows.at(m, tile, half)) - mean;
-          squares += multiply_add(first, first, second * second);
-        }
-      }
-      const float scale = rsqrt_approx(multiply_add(quad_sum(squares), per_channel, epsilon));
-      lines.scale[m][half] = scale;
-      lines.shift[m][half] = -mean * scale;
+      const auto value_of = [&](int tile, int i) {
+        return i == 0 ? low(rows.at(m, tile, half)) : high(rows.at(m, tile, half));
+      };
+      layer_norm_line<kPadded, kTiles>(lines.scale[m][half], lines.shift[m][half], value_of, channels, epsilon);
     }
   }
 }

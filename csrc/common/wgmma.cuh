@@ -5,12 +5,14 @@
 // memory. Warp w of the warpgroup holds rows 16w … 16w + 15, as the A and C fragments of common/mma.cuh: a C fragment
 // for each 8 columns. All four warps call all of the words below together.
 //
+//   pin(sums);                   the compiler moves nothing that touches sums across this line
 //   wgmma_fence();               registers that products are going to use are written; before the first product and
 //   wgmma(sums, a, b, true);     whenever sums or a were touched since
 //   …
 //   wgmma_commit();              closes a group of products
 //   wgmma_wait<n>();             until at most the n newest groups are under way: sums may be read, a and shared memory
 //                                overwritten
+//   pin(sums);                   and none of what does so comes before
 //
 // Between writing a matrix to shared memory, by stores or by cp.async that was waited for, and the products that read
 // it lie a publish_matrices() of each thread that wrote, then a barrier of those that wrote and those that multiply.
@@ -30,6 +32,19 @@ struct MatrixInShared {
   int outer_step;  // from a core to the next one in rows of A or columns of B
   int depth_step;  // from a core to the next one in k
 };
+
+// For the compiler, a product ends where it is issued: without this it reads sums before the wait, and ptxas then makes
+// every product wait for itself (its note C7514).
+template <int kTiles>
+MVK_DEVICE void pin([[maybe_unused]] FragmentC (&sums)[kTiles]) {
+#ifndef MVK_SIMT
+#pragma unroll
+  for (int j = 0; j < kTiles; ++j) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) asm volatile("" : "+f"(sums[j].value[i])::"memory");
+  }
+#endif
+}
 
 }  // namespace mvk
 
@@ -104,11 +119,12 @@ MVK_DEVICE std::uint64_t matrix_descriptor(const MatrixInShared<T, kTransposed>&
   MVK_WGMMA(12, type, kind, flags, __VA_ARGS__)        \
   MVK_WGMMA(15, type, kind, flags, __VA_ARGS__)        \
   MVK_WGMMA(18, type, kind, flags, __VA_ARGS__)        \
-  MVK_WGMMA(24, type, kind, flags, __VA_ARGS__)
+  MVK_WGMMA(24, type, kind, flags, __VA_ARGS__)        \
+  MVK_WGMMA(30, type, kind, flags, __VA_ARGS__)
 
 MVK_HOST_DEVICE constexpr bool is_wgmma_width(int tiles) {
   return (tiles >= 2 && tiles <= 6) || tiles == 8 || tiles == 9 || tiles == 10 || tiles == 12 || tiles == 15 ||
-         tiles == 18 || tiles == 24;
+         tiles == 18 || tiles == 24 || tiles == 30;
 }
 
 // D += A · B for kTiles · 8 columns; without `accumulate` D = A · B. A in shared memory.

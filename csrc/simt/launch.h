@@ -13,6 +13,7 @@ namespace mvk {
 
 inline int shared_memory_limit() { return simt::options().shared_limit; }
 inline int multiprocessor_count() { return simt::options().multiprocessors; }
+inline bool runs_sm_90a() { return true; }
 
 template <auto kKernel, class Params>
 Status launch(const char* name, const LaunchShape& shape, Stream, const Params& params) {

@@ -80,6 +80,10 @@ int mvk_transformer_cluster_shared_bytes(int dim, int cluster_rows) {
 int mvk_transformer_cluster(const TransformerClusterArguments* arguments) {
   return guarded([&] { return transformer_cluster(*arguments, Stream{}); });
 }
+int mvk_transformer_wgmma_shared_bytes(int dim, int tokens) { return transformer_wgmma_shared_bytes(dim, tokens); }
+int mvk_transformer_wgmma(const TransformerWgmmaArguments* arguments) {
+  return guarded([&] { return transformer_wgmma(*arguments, Stream{}); });
+}
 int mvk_unfold_attention_fold(const UnfoldAttentionFoldArguments* arguments) {
   return guarded([&] { return unfold_attention_fold(*arguments, Stream{}); });
 }

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 __all__ = [
     "behind_norm",
     "deal_channels",
+    "in_lane_order",
     "lane_channels",
     "pad_heads",
     "pad_to",
@@ -50,6 +52,17 @@ def lane_channels(channels: int) -> list[int]:
     full = channels // 16 * 16
     order = [place // 16 * 16 + 4 * (place % 8 // 2) + 2 * (place % 16 // 8) + place % 2 for place in range(full)]
     return order + list(range(full, channels))
+
+
+# A lane takes channels 4t … 4t + 3 of 16 with one access: place 8·r + 2·t + h of a fragment is channel 4·t + 2·r + h.
+_LANE_ORDER = torch.tensor([4 * t + 2 * r + h for r in range(2) for t in range(4) for h in range(2)])
+
+
+def in_lane_order(x: Tensor) -> Tensor:
+    """The rows of ``x``, zero-padded to a multiple of 16, in the order in which lanes hold channels in memory."""
+    rows = -(-x.shape[0] // 16) * 16
+    padded = pad_to(x, rows, *x.shape[1:])
+    return padded.reshape(rows // 16, 16, *x.shape[1:])[:, _LANE_ORDER].reshape(padded.shape)
 
 
 def to_b_fragments(matrix: Tensor) -> Tensor:

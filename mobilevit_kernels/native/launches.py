@@ -139,6 +139,9 @@ class Library(Protocol):
     def has_clusters(self, device: torch.device) -> bool:
         """Whether blocks of the device form thread-block clusters, and the kernels know of them."""
 
+    def has_wgmma(self, device: torch.device) -> bool:
+        """Whether the device has the wgmma instructions of sm_90a, and the kernels are built for them."""
+
 
 def library(backend: str) -> Library:
     """The loaded library of ``"cuda"`` or ``"simt"``."""

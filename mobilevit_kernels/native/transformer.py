@@ -13,9 +13,10 @@ from torch import Tensor
 
 from mobilevit_kernels import canonical, native
 from mobilevit_kernels.canonical import EncoderLayerWeights, TransformerWeights
-from mobilevit_kernels.native import transformer_cluster
+from mobilevit_kernels.native import transformer_cluster, transformer_wgmma
 from mobilevit_kernels.native.fragments import (
     behind_norm,
+    in_lane_order,
     pad_heads,
     pad_to,
     to_b_fragment_tail,
@@ -30,6 +31,7 @@ from mobilevit_kernels.native.transformer_plan import (
     ClusterPlan,
     Instance,
     Plan,
+    WgmmaPlan,
     instances_for,
     lay_out,
     plan,
@@ -41,7 +43,7 @@ from mobilevit_kernels.registry import BackendUnavailable
 __all__ = ["Stream", "alternatives", "launches", "pack", "pack_stream", "refusal", "run", "shared_bytes", "variant"]
 
 
-_PACKED = 4 + transformer_cluster.STREAMS  # tensors of pack() before the canonical ones
+_PACKED = 5 + transformer_cluster.STREAMS  # tensors of pack() before the canonical ones
 
 
 @dataclass(frozen=True)
@@ -58,21 +60,6 @@ class Stream:
     weights: Tensor
     table: Tensor
     biases: Tensor
-
-
-# A lane takes channels 4t … 4t + 3 of 16 with one access: place 8·r + 2·t + h of a fragment is channel 4·t + 2·r + h.
-_LANE_ORDER = torch.tensor([4 * t + 2 * r + h for r in range(2) for t in range(4) for h in range(2)])
-
-
-def _in_lane_order(x: Tensor) -> Tensor:
-    """The rows of ``x``, zero-padded to a multiple of 16, in the order in which lanes hold channels in memory."""
-    rows = -(-x.shape[0] // 16) * 16
-    padded = pad_to(x, rows, *x.shape[1:])
-    return padded.reshape(rows // 16, 16, *x.shape[1:])[:, _LANE_ORDER].reshape(padded.shape)
-
-
-def _bytes(x: Tensor) -> Tensor:
-    return x.contiguous().view(torch.uint8).flatten()
 
 
 def _slabs(matrix: Tensor, dtype: torch.dtype) -> Tensor:
@@ -143,7 +130,7 @@ def pack_stream(weights: TransformerWeights, dtype: torch.dtype, num_heads: int,
         return x.detach().cpu().float()
 
     in_matrix = on_cpu(weights.in_weight).flatten(1).t()
-    in_places = builder.add(_slabs(_in_lane_order(pad_to(in_matrix, in_matrix.shape[0], dim)), dtype))
+    in_places = builder.add(_slabs(in_lane_order(pad_to(in_matrix, in_matrix.shape[0], dim)), dtype))
     keys_values, queries, rest, biases = [], [], [], []
     for layer in weights.layers:
         tensors = {name: on_cpu(tensor) for name, tensor in canonical.named_tensors(layer)}
@@ -160,8 +147,8 @@ def pack_stream(weights: TransformerWeights, dtype: torch.dtype, num_heads: int,
         on_cpu(weights.out_weight).flatten(1), on_cpu(weights.out_bias), on_cpu(weights.norm_weight),
         on_cpu(weights.norm_bias), 0.5,
     )  # fmt: skip
-    matrix = _in_lane_order(pad_to(matrix, dim, matrix.shape[1]).t()).t()
-    out_places = builder.add(_norm_panels(matrix, _in_lane_order(bias), dtype))
+    matrix = in_lane_order(pad_to(matrix, dim, matrix.shape[1]).t()).t()
+    out_places = builder.add(_norm_panels(matrix, in_lane_order(bias), dtype))
 
     one_launch = list(in_places)
     launch_a_layer = list(in_places)
@@ -224,8 +211,9 @@ def _mlp_groups(layer: EncoderLayerWeights, dim: int, dtype: torch.dtype) -> Ten
 def pack(
     weights: TransformerWeights, dtype: torch.dtype, device: torch.device, num_heads: int | None = None
 ) -> tuple[Tensor, ...]:
-    """The stream, its table and biases, the number of heads it is packed for (an int32 on the CPU), and the streams of
-    clusters of :func:`mobilevit_kernels.native.transformer_cluster.pack`.
+    """The stream, its table and biases, the number of heads it is packed for (an int32 on the CPU), the stream of
+    :func:`mobilevit_kernels.native.transformer_wgmma.pack`, and those of clusters of
+    :func:`mobilevit_kernels.native.transformer_cluster.pack`.
 
     The streams depend on the number of heads. Where it is not given, they are packed for 4 (or 1) and the canonical
     tensors follow on the CPU, so that a call with another number can pack anew.
@@ -241,6 +229,7 @@ def pack(
         stream.table.to(device),
         stream.biases.to(device),
         torch.tensor(heads, dtype=torch.int32),
+        transformer_wgmma.pack(weights, dtype, device, heads),
         *transformer_cluster.pack(weights, dtype, device, heads),
     )
     if num_heads is not None:
@@ -322,16 +311,17 @@ def launches(x: Slot, packed: Packed, *, num_heads: int, patch_size: tuple[int, 
 
 
 def alternatives(x: Slot, packed: Packed, *, num_heads: int, patch_size: tuple[int, int]) -> Alternatives:
-    """Every instance that serves, on clusters or not; the one that the rules take first."""
+    """Every instance that serves, on clusters, on wgmma or neither; the one that the rules take first."""
     tokens, sequences = _tokens(x, patch_size)
     library, num_layers = native.library(packed.backend), packed.sizes[3]
     multiprocessors = library.multiprocessors(packed.device)
-    ways: list[ClusterPlan | Plan] = [_planned(x, packed, num_heads, patch_size)]
+    ways: list[ClusterPlan | WgmmaPlan | Plan] = [_planned(x, packed, num_heads, patch_size)]
     ways += transformer_cluster.plans(packed, num_heads, tokens, sequences, multiprocessors)
+    ways += transformer_wgmma.plans(packed, num_heads, tokens)
     fitting = _fitting(packed.backend, packed.sizes[1], num_heads, packed.device)
     ways += [lay_out(instance, tokens, sequences, num_layers) for instance in fitting]
 
-    def launch(way: ClusterPlan | Plan) -> list[Launch]:
+    def launch(way: ClusterPlan | WgmmaPlan | Plan) -> list[Launch]:
         return _resized(x, patch_size, lambda x, activation: _stage(x, packed, num_heads, patch_size, activation, way))
 
     return {way.name: launch(way) for way in dict.fromkeys(ways)}
@@ -403,14 +393,16 @@ def _stage(
     num_heads: int,
     patch_size: tuple[int, int],
     activation: bool,
-    chosen: ClusterPlan | Plan | None = None,
+    chosen: ClusterPlan | WgmmaPlan | Plan | None = None,
 ) -> Launch:
     """The launch on a map of whole patches; ``chosen`` None: by the rules."""
     if chosen is None:
         chosen = _planned(x, packed, num_heads, patch_size)
     if isinstance(chosen, ClusterPlan):
-        return transformer_cluster.launch(x, packed, packed.tensors[4:_PACKED], patch_size, activation, chosen)
+        return transformer_cluster.launch(x, packed, packed.tensors[5:_PACKED], patch_size, activation, chosen)
     stream, table, biases = packed.tensors[:3]
+    if isinstance(chosen, WgmmaPlan):
+        return transformer_wgmma.launch(x, packed, packed.tensors[4], biases, patch_size, activation)
     in_channels, dim, mlp_dim, num_layers, out_channels = packed.sizes
     batch, _, height, width = x.shape
     patch_height, patch_width = patch_size

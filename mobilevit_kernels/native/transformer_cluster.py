@@ -1,24 +1,21 @@
 """Transformer stage in CUDA on thread-block clusters: packing and call.
 
 Short sequences go to csrc/transformer_cluster.cuh, where a block owns columns of every product, long ones to
-csrc/transformer_cluster_long.cuh, where it owns rows of most. Folded into the weights of both: the affine part of every
-LayerNorm into the weights behind it; the attention's scale and log2 e into W_q; 0.5 into W_1 and W_out (``silu(x)`` is
-computed from ``x / 2``).
+csrc/transformer_cluster_long.cuh, where it owns rows of most.
 """
 
 from __future__ import annotations
 
 import functools
-import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from mobilevit_kernels import native
-from mobilevit_kernels.canonical import EncoderLayerWeights, TransformerWeights
-from mobilevit_kernels.native.fragments import behind_norm, pad_heads, pad_to, to_b_tiles
+from mobilevit_kernels.canonical import TransformerWeights
+from mobilevit_kernels.native.fragments import pad_heads, pad_to, to_b_tiles
 from mobilevit_kernels.native.launches import Launch, Slot, map_slot
+from mobilevit_kernels.native.transformer_fold import Product, fold
 from mobilevit_kernels.native.transformer_plan import (
     CLUSTER_BLOCKS,
     DEFAULT_HEADS,
@@ -54,61 +51,10 @@ def _tiles(matrix: Tensor, bias: Tensor, tiles: int, dtype: torch.dtype) -> Tens
     return torch.cat([fragments.transpose(0, 1).flatten(1), ends], dim=1)
 
 
-Product = tuple[Tensor, Tensor]  # (K, N) and (N,)
-
-
-@dataclass(frozen=True)
-class _Layer:
-    """The products of an encoder layer, with what is folded in.
-
-    Attributes:
-        attention: [W_k | W_v | W_q] of each head, of 8 · head_tiles columns each.
-        output: W_o, of 8 · head_tiles rows a head.
-        expand: W_1.
-        reduce: W_2.
-    """
-
-    attention: list[Product]
-    output: Product
-    expand: Product
-    reduce: Product
-
-
-def _fold(weights: TransformerWeights, head_tiles: int) -> tuple[Product, list[_Layer], Product]:
-    """W_in, the layers and W_out in float32 on the CPU, with what is folded in."""
-    heads = DEFAULT_HEADS
-
-    def on_cpu(x: Tensor) -> Tensor:
-        return x.detach().cpu().float()
-
-    def attention(layer: EncoderLayerWeights) -> list[Product]:
-        scale = (layer.proj_bias.shape[0] / heads) ** -0.5 * math.log2(math.e)
-        matrices, biases = [], []
-        for i, factor in ((1, 1.0), (2, 1.0), (0, scale)):
-            weight, bias = layer.qkv_weight.chunk(3)[i], layer.qkv_bias.chunk(3)[i]
-            matrix, folded = behind_norm(
-                on_cpu(weight), on_cpu(bias), on_cpu(layer.norm1_weight), on_cpu(layer.norm1_bias), factor
-            )
-            matrices.append(pad_heads(matrix.t(), heads, head_tiles))
-            biases.append(pad_heads(folded, heads, head_tiles))
-        matrix, bias = torch.cat(matrices, dim=1), torch.cat(biases, dim=1)
-        return [(matrix[h].t(), bias[h]) for h in range(heads)]
-
-    layers = []
-    for layer in weights.layers:
-        norm = on_cpu(layer.norm2_weight), on_cpu(layer.norm2_bias)
-        layers.append(
-            _Layer(
-                attention(layer),
-                (pad_heads(on_cpu(layer.proj_weight).t(), heads, head_tiles).flatten(0, 1), on_cpu(layer.proj_bias)),
-                behind_norm(on_cpu(layer.fc1_weight), on_cpu(layer.fc1_bias), *norm, 0.5),
-                (on_cpu(layer.fc2_weight).t(), on_cpu(layer.fc2_bias)),
-            )
-        )
-    in_matrix = on_cpu(weights.in_weight).flatten(1).t()
-    norm = on_cpu(weights.norm_weight), on_cpu(weights.norm_bias)
-    out = behind_norm(on_cpu(weights.out_weight).flatten(1), on_cpu(weights.out_bias), *norm, 0.5)
-    return (in_matrix, torch.zeros(in_matrix.shape[1])), layers, out
+def _in_tiles(output: Product, instance: ClusterInstance) -> Product:
+    """W_o with each head's rows zero-padded to whole tiles, as the heads' results lie."""
+    matrix, bias = output
+    return pad_heads(matrix, DEFAULT_HEADS, instance.head_tiles).flatten(0, 1), bias
 
 
 def pack_stream(weights: TransformerWeights, dtype: torch.dtype, instance: ClusterInstance) -> Tensor:
@@ -121,7 +67,7 @@ def pack_stream(weights: TransformerWeights, dtype: torch.dtype, instance: Clust
         (column blocks, bytes) uint8.
     """
     blocks = instance.column_blocks
-    in_product, layers, out_product = _fold(weights, instance.head_tiles)
+    in_product, layers, out_product = fold(weights, DEFAULT_HEADS, instance.head_tiles)
 
     def deal(product: Product, tiles: int) -> Tensor:
         return _tiles(*product, tiles * blocks, dtype).reshape(blocks, -1)
@@ -130,7 +76,7 @@ def pack_stream(weights: TransformerWeights, dtype: torch.dtype, instance: Clust
     for layer in layers:
         tiles = instance.attention_slice * blocks // DEFAULT_HEADS
         parts.append(torch.stack([_tiles(*head, tiles, dtype) for head in layer.attention]).reshape(blocks, -1))
-        parts.append(deal(layer.output, instance.dim_slice))
+        parts.append(deal(_in_tiles(layer.output, instance), instance.dim_slice))
         parts.append(deal(layer.expand, instance.hidden_slice))
         parts.append(deal(layer.reduce, instance.dim_slice))
     parts.append(deal(out_product, -(-(out_product[1].shape[0] // 8) // blocks)))
@@ -148,7 +94,7 @@ def pack_long_stream(
         The chunks one after the other, uint8, and (heads, chunks, 2) int32: where each begins and how long it is, in
         units of 16 bytes, in the order in which the blocks of a head take them. A head has its own [W_k | W_v | W_q].
     """
-    in_product, layers, out_product = _fold(weights, instance.head_tiles)
+    in_product, layers, out_product = fold(weights, DEFAULT_HEADS, instance.head_tiles)
     parts: list[Tensor] = []
     end = 0
 
@@ -170,7 +116,9 @@ def pack_long_stream(
     for layer in layers:
         for head, product in enumerate(layer.attention):
             table[head] += add(product, instance.dim // 16)
-        shared = add(layer.output, steps) + add(layer.expand, steps // 2) + add(layer.reduce, steps)
+        shared = (
+            add(_in_tiles(layer.output, instance), steps) + add(layer.expand, steps // 2) + add(layer.reduce, steps)
+        )
         for places in table:
             places += shared
     last = add(out_product, steps // 2)

@@ -12,10 +12,13 @@ __all__ = [
     "INSTANCES",
     "MAX_DIM",
     "MAX_HEAD_DIM",
+    "WGMMA_INSTANCES",
     "ClusterInstance",
     "ClusterPlan",
     "Instance",
     "Plan",
+    "WgmmaInstance",
+    "WgmmaPlan",
     "cluster_instances_for",
     "instances_for",
     "lay_out",
@@ -24,6 +27,7 @@ __all__ = [
     "plan",
     "plan_clusters",
     "tiles_of",
+    "wgmma_instances_for",
 ]
 
 MAX_DIM = 256
@@ -315,3 +319,66 @@ def plan_clusters(
         if sequences <= most:
             return lay_out_clusters(instance, rows, sequences)
     return None
+
+
+@dataclass(frozen=True)
+class WgmmaInstance:
+    """One compiled kernel on wgmma; csrc/transformer_wgmma.cu has the same table.
+
+    Attributes:
+        dim: channels of a row; heads have a fourth of them, the MLP twice as many.
+        tokens: of a sequence.
+        rows: of whole sequences in a block.
+        hidden: columns of W_1 and W_out, and rows of W_2, in a chunk of weights.
+        depth: k-steps of 16 in a chunk of the other weights.
+    """
+
+    dim: int
+    tokens: int
+    rows: int
+    hidden: int
+    depth: int
+
+    @property
+    def head_tiles(self) -> int:
+        """8-channel tiles of a head."""
+        return tiles_of(self.dim, DEFAULT_HEADS)
+
+    @property
+    def steps(self) -> int:
+        """K-steps of 16 in a row."""
+        return -(-self.dim // 16)
+
+
+# The published shapes. The weights of a width are packed once for whatever number of tokens.
+WGMMA_INSTANCES = (
+    WgmmaInstance(64, 256, 256, 64, 4),
+    WgmmaInstance(96, 256, 256, 64, 6),
+    WgmmaInstance(144, 256, 256, 48, 3),
+    WgmmaInstance(80, 64, 256, 80, 5),
+    WgmmaInstance(120, 64, 256, 48, 4),
+    WgmmaInstance(192, 64, 128, 64, 4),
+    WgmmaInstance(96, 16, 256, 64, 6),
+    WgmmaInstance(144, 16, 256, 48, 3),
+    WgmmaInstance(240, 16, 128, 48, 3),
+)
+
+
+@dataclass(frozen=True)
+class WgmmaPlan:
+    """How a stage is launched on wgmma: in one launch, as many whole sequences a block as fit."""
+
+    instance: WgmmaInstance
+
+    @property
+    def name(self) -> str:
+        """For the Report."""
+        return f"wgmma, {self.instance.rows} rows a block"
+
+
+@functools.cache
+def wgmma_instances_for(dim: int, num_heads: int, mlp_dim: int) -> tuple[WgmmaInstance, ...]:
+    """The instances for exactly these sizes, one a number of tokens. () where there is none."""
+    if num_heads != DEFAULT_HEADS or mlp_dim != 2 * dim:
+        return ()
+    return tuple(i for i in WGMMA_INSTANCES if i.dim == dim)

@@ -118,6 +118,13 @@ _ARGUMENTS: dict[str, Any] = {
         (_FLOAT, "epsilon"),
         (_BOOL, "activation bfloat16"),
     ),
+    "transformer_wgmma": _structure(
+        "TransformerWgmmaArguments",
+        (_POINTER, "x weights biases y"),
+        (_INT, "batch height width in_channels dim num_layers out_channels patch_height patch_width weight_units"),
+        (_FLOAT, "epsilon"),
+        (_BOOL, "activation bfloat16"),
+    ),
     "unfold_attention_fold": _structure(
         "UnfoldAttentionFoldArguments",
         (_POINTER, "qkv y"),
@@ -256,6 +263,10 @@ class SimtLibrary:
 
     def has_clusters(self, device: torch.device) -> bool:
         """The simulated GPU has thread-block clusters."""
+        return True
+
+    def has_wgmma(self, device: torch.device) -> bool:
+        """The simulated GPU has wgmma."""
         return True
 
     def set_multiprocessors(self, count: int = MULTIPROCESSORS) -> None:
