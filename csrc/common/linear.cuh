@@ -126,8 +126,8 @@ MVK_DEVICE float quad_sum(float value) {
   return value + shuffle_xor(value, 2);
 }
 
-// The line of one row, from mean and variance in two passes: value_of(tile, i) is this lane's channel i of two in each of
-// kTiles tiles. kPadded: channels from `channels` on are padding and zero; else there are none.
+// The line of one row, from mean and variance in two passes: value_of(tile, i) is this lane's channel i of two in each
+// of kTiles tiles. kPadded: channels from `channels` on are padding and zero; else there are none.
 template <bool kPadded, int kTiles, class ValueOf>
 MVK_DEVICE void layer_norm_line(float& scale, float& shift, const ValueOf& value_of, int channels, float epsilon) {
   const float per_channel = 1.0f / static_cast<float>(channels);
