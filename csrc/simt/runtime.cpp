@@ -42,6 +42,7 @@ struct Lane {
   bool started = false;
   Waiting waiting = Waiting::kNot;
   bool waited_for_launches = false;
+  std::uint32_t publications = 0;  // publish_matrices() of all blocks so far
   const char* primitive = nullptr;
   Where where{nullptr, 0};
   std::vector<AsyncCopy> open_copies;
@@ -86,6 +87,7 @@ struct Word {
   std::uint64_t read_epoch = 0;
   std::uint64_t read_cluster_epoch = 0;
   std::uint32_t write_warp_epoch = 0;
+  std::uint32_t write_publications = 0;  // of the thread that wrote, until then
   std::uint32_t read_warp_epoch = 0;
   std::uint32_t reading_warps = 0;
   std::uint32_t reading_lanes = 0;  // of read_warp, in read_warp_epoch
@@ -224,6 +226,7 @@ void fiber_main() {
   while (true) {
     try {
       machine.entry(machine.params);
+      check_no_wgmma_products();
       if (!machine.lanes[static_cast<std::size_t>(machine.running)]->waited_for_launches) {
         fault(Where{machine.launch.kernel, 0}, "left the kernel without wait_for_earlier_launches()");
       }
@@ -489,6 +492,7 @@ void check_and_record_write(Word& word, const char* region, int byte, Where wher
   word.write_warp = static_cast<std::uint8_t>(warp);
   word.write_lane = static_cast<std::uint8_t>(lane);
   word.write_warp_epoch = state.epoch;
+  word.write_publications = running().publications;
   word.write_where = where;
 }
 
@@ -599,6 +603,7 @@ void run_cluster(Index3 index) {
   machine.cluster_epoch = ++machine.epochs;
   machine.cluster_arrived = 0;
   machine.cluster_barriers = 0;
+  forget_wgmma_products();
   for (Block& block : machine.blocks) {
     start_block(block, {index.x + static_cast<unsigned>(block.rank), index.y});
   }
@@ -840,6 +845,25 @@ const void* matrix_row(const char* region, int byte_begin, int byte_count, int b
   }
   return machine.block->shared.data() + address;
 }
+
+const void* published_row(const char* region, int byte_begin, int byte_count, int byte_offset, Where where) {
+  const void* row = matrix_row(region, byte_begin, byte_count, byte_offset, where);
+  const Block& block = *machine.block;
+  for (int byte = byte_begin + byte_offset; byte < byte_begin + byte_offset + 16; byte += 4) {
+    const Word& word = block.words[static_cast<std::size_t>(byte / 4)];
+    const Lane& writer = lane_of(block, word.write_warp * kWarpSize + word.write_lane);
+    if (writer.publications == word.write_publications) {
+      fault(where,
+            "shared region '%s' byte %d: read by wgmma, but %s has not called publish_matrices() since its write "
+            "at %s",
+            region, byte - byte_begin, format_thread(word.write_warp, word.write_lane).c_str(),
+            format_where(word.write_where).c_str());
+    }
+  }
+  return row;
+}
+
+void publish_matrices() { ++running().publications; }
 
 void count_matrix_rows(const int* byte_addresses, int rows) {
   std::uint64_t addresses[kWarpSize] = {};

@@ -49,6 +49,8 @@ struct Counters {
   std::uint64_t cluster_barriers = 0;   // barriers completed by a cluster
   std::uint64_t remote_read_bytes = 0;  // of another block's shared memory
   std::uint64_t remote_write_bytes = 0;
+  std::uint64_t wgmma_m16n8k16 = 0;      // work of wgmma, in m16n8k16
+  std::uint64_t wgmma_shared_bytes = 0;  // of A and B in shared memory, read once a warpgroup
 };
 
 inline Counters& counters() {
@@ -123,6 +125,13 @@ void* remote_access(bool write, int rank, const char* region, int byte_begin, in
                     int bytes, Where where);
 // Checks and records the read of one row of ldmatrix, by the whole warp; count_matrix_rows() counts it.
 const void* matrix_row(const char* region, int byte_begin, int byte_count, int byte_offset, Where where);
+// The same for wgmma: who wrote it has to have published it since.
+const void* published_row(const char* region, int byte_begin, int byte_count, int byte_offset, Where where);
+// This thread publishes what it has written to shared memory, and what of its copies has been waited for.
+void publish_matrices();
+// wgmma.cpp: at the begin of a cluster, and when a thread leaves the kernel.
+void forget_wgmma_products();
+void check_no_wgmma_products();
 // Counts one group of eight rows of 16 bytes.
 void count_matrix_rows(const int* byte_addresses, int rows);
 

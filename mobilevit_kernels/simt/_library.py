@@ -54,6 +54,8 @@ class Counters:
     cluster_barriers: int
     remote_read_bytes: int
     remote_write_bytes: int
+    wgmma_m16n8k16: int
+    wgmma_shared_bytes: int
 
 
 @dataclass(frozen=True)
