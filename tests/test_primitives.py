@@ -228,3 +228,52 @@ def test_pair_arithmetic_rounds_once(backend: str, dtype: torch.dtype) -> None:
         assert np.array_equal(pairs(out[..., column], dtype), exact.to(dtype).double().numpy()), column
     converted = to_bits16(floats, dtype)
     assert np.array_equal(out[..., 3], converted[..., 0] | converted[..., 1] << 16)
+
+
+def c_matrix_place(thread: int, index: int) -> tuple[int, int]:
+    """(row, column) of D: figure "WGMMA .m64nNk16 register fragment layout for accumulator matrix D"."""
+    warp, lane = divmod(thread, 32)
+    return 16 * warp + lane // 4 + 8 * (index // 2 % 2), 8 * (index // 4) + 2 * (lane % 4) + index % 2
+
+
+@on_devices
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+@pytest.mark.parametrize("transposed", [False, True], ids=["", "transposed"])
+@pytest.mark.parametrize("a_from", ["shared", "registers"])
+def test_wgmma(backend: str, a_from: str, transposed: bool, dtype: torch.dtype) -> None:
+    """Every element of A, B and D has its place: core matrices, and the fragments of the four warps."""
+    if backend == "cuda" and torch.cuda.is_available() and torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip(f"wgmma is of compute capability 9.0, this is {torch.cuda.get_device_capability()}")
+    random = np.random.default_rng(1)
+    # Small integers: every product and sum is exact, in any order.
+    a = random.integers(-3, 4, (64, 32)).astype(np.float32)
+    b = random.integers(-3, 4, (32, 72)).astype(np.float32)
+    d = random.integers(-64, 64, (64, 72)).astype(np.float32)
+    image = np.full(5280, 0x7FFF, dtype=np.uint16)  # a NaN wherever nothing belongs
+    for row in range(64):
+        for k in range(32):
+            image[row // 8 * 72 + k // 8 * 592 + row % 8 * 8 + k % 8] = to_bits16(a[row, k : k + 1], dtype)[0]
+    for k in range(32):
+        for column in range(72):
+            inside = k % 8 * 8 + column % 8 if transposed else column % 8 * 8 + k % 8
+            image[2368 + column // 8 * 80 + k // 8 * 728 + inside] = to_bits16(b[k, column : column + 1], dtype)[0]
+    for adds in (0, 1):
+        words = inputs(48).reshape(-1)
+        words[:2640] = image.view(np.uint32)
+        for thread in range(128):
+            own = words[2640 + 44 * thread :]
+            for step in range(2):
+                for reg in range(4):
+                    places = [a_place(thread % 32, reg, half) for half in (0, 1)]
+                    values = [a[16 * (thread // 32) + row, 16 * step + column] for row, column in places]
+                    bits = to_bits16(np.array(values, dtype=np.float32), dtype)
+                    own[4 * step + reg] = bits[0] | bits[1] << 16
+            own[8:44] = np.array([d[c_matrix_place(thread, i)] for i in range(36)], dtype=np.float32).view(np.uint32)
+        words[2640 + 44 * 128] = adds
+        name = f"wgmma_{a_from}{'_transposed' * transposed}_{str(dtype).removeprefix('torch.')}"
+        out = golden(backend, name, words.reshape(48, 32, INPUTS)).reshape(-1)[: 128 * 36].view(np.float32)
+        expected = a @ b + adds * d
+        for thread in range(128):
+            for index in range(36):
+                place = c_matrix_place(thread, index)
+                assert out[36 * thread + index] == expected[place], (adds, thread, index, place)

@@ -99,7 +99,7 @@ MVK_DEVICE std::uint64_t matrix_descriptor(const MatrixInShared<T, kTransposed>&
 // The instruction for n · 8 columns; `flags` are its last immediates, whether A and B are transposed.
 #define MVK_WGMMA(n, type, kind, flags, ...)                                                                 \
   if constexpr (kTiles == n) {                                                                               \
-    asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, " MVK_ADD_##kind##_##n                                \
+    asm volatile("{\n.reg .pred add;\nsetp.ne.s32 add, " MVK_ADD_##kind##_##n                                \
                  ", 0;\n"                                                                                    \
                  "wgmma.mma_async.sync.aligned.m64n" MVK_COLUMNS_##n "k16.f32." type "." type " {" MVK_D_##n \
                  "}, " MVK_##kind##_##n ", add, 1, 1, " flags ";\n}\n"                                       \

@@ -10,6 +10,7 @@
 #include "../common/mma.cuh"
 #include "../common/overlap.cuh"
 #include "../common/warp.cuh"
+#include "../common/wgmma.cuh"
 #include "testing.h"
 
 namespace mvk {
@@ -166,6 +167,44 @@ __global__ void golden_cluster_kernel(const GoldenParams params) {
   params.out.store(out + 3, static_cast<std::uint32_t>(rank * 16 + cluster_blocks()));
 }
 
+// One warpgroup and one product of 64 × 32 by 32 × 72, in two k-steps, added to what the sums are first or not. Of the
+// words in: an image of shared memory (A at element 0 in cores 72 apart along rows, 592 along k; B at 2368, 80 and 728
+// apart), then for each thread four registers of A's first k-step and four of its second, and 36 sums; then whether
+// they are added to. Words out: the sums of each thread.
+constexpr int kGoldenWgmmaImage = 2640;
+
+template <class T, bool kRegisters, bool kTransposed>
+__global__ void golden_wgmma_kernel(const GoldenParams params) {
+  if constexpr (!wgmma_exists()) return;
+  wait_for_earlier_launches();
+  const int thread = warp_index() * 32 + lane_index();
+  const Shared<T> image = shared_region<T>("image", 0, 2 * kGoldenWgmmaImage);
+  for (int i = thread; i < kGoldenWgmmaImage; i += 128) image.store(2 * i, params.in.load<std::uint32_t>(i));
+  publish_matrices();
+  sync_block();
+  const int own = kGoldenWgmmaImage + thread * 44;
+  FragmentA<T> a[2];
+  FragmentC sums[9];
+  for (int i = 0; i < 8; ++i) a[i / 4].reg[i % 4].bits = params.in.load<std::uint32_t>(own + i);
+  for (int i = 0; i < 36; ++i) sums[i / 4].value[i % 4] = to_float(params.in.load<std::uint32_t>(own + 8 + i));
+  const bool adds = params.in.load<std::uint32_t>(kGoldenWgmmaImage + 128 * 44) != 0;
+  pin(sums);
+  wgmma_fence();
+#pragma unroll
+  for (int step = 0; step < 2; ++step) {
+    const MatrixInShared<T, kTransposed> b{image, 2368 + 2 * 728 * step, 80, 728};
+    if constexpr (kRegisters) {
+      wgmma(sums, a[step], b, adds || step > 0);
+    } else {
+      wgmma(sums, MatrixInShared<T>{image, 2 * 592 * step, 72, 592}, b, adds || step > 0);
+    }
+  }
+  wgmma_commit();
+  wgmma_wait<0>();
+  pin(sums);
+  for (int i = 0; i < 36; ++i) params.out.store(thread * 36 + i, to_bits(sums[i / 4].value[i % 4]));
+}
+
 struct Golden {
   const char* name;
   Status (*run)(const LaunchShape&, Stream, const GoldenParams&);
@@ -177,6 +216,14 @@ Status run(const LaunchShape& shape, Stream stream, const GoldenParams& params) 
   with_cluster.cluster = kCluster;
   with_cluster.shared_bytes *= kCluster;
   return launch<kKernel>("golden", with_cluster, stream, params);
+}
+
+// A block for the words of 48 warps.
+template <auto kKernel>
+Status run_wgmma(const LaunchShape& shape, Stream stream, const GoldenParams& params) {
+  if (!runs_sm_90a()) return fail(Status::kUnsupported, "golden: wgmma needs compute capability 9.0");
+  if (shape.blocks_x != 48) return fail(Status::kInvalidArgument, "golden: warps: expected 48 for wgmma");
+  return launch<kKernel>("golden", {1, 1, 128, 4 * kGoldenWgmmaImage}, stream, params);
 }
 
 const Golden kGoldens[] = {
@@ -195,6 +242,14 @@ const Golden kGoldens[] = {
     {"pairs_bfloat16", run<golden_kernel<GoldenPairs<BFloat16>>>},
     {"async_copy", run<golden_async_copy_kernel>},
     {"cluster", run<golden_cluster_kernel, 4>},
+    {"wgmma_shared_float16", run_wgmma<golden_wgmma_kernel<Half, false, false>>},
+    {"wgmma_shared_transposed_float16", run_wgmma<golden_wgmma_kernel<Half, false, true>>},
+    {"wgmma_registers_float16", run_wgmma<golden_wgmma_kernel<Half, true, false>>},
+    {"wgmma_registers_transposed_float16", run_wgmma<golden_wgmma_kernel<Half, true, true>>},
+    {"wgmma_shared_bfloat16", run_wgmma<golden_wgmma_kernel<BFloat16, false, false>>},
+    {"wgmma_shared_transposed_bfloat16", run_wgmma<golden_wgmma_kernel<BFloat16, false, true>>},
+    {"wgmma_registers_bfloat16", run_wgmma<golden_wgmma_kernel<BFloat16, true, false>>},
+    {"wgmma_registers_transposed_bfloat16", run_wgmma<golden_wgmma_kernel<BFloat16, true, true>>},
 };
 
 bool equal(const char* a, const char* b) {

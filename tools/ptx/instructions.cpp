@@ -596,6 +596,136 @@ void add_matrices(Table& table) {
   table["mma.sync.aligned.m16n8k16.row.col.f16.f16.f16.f16"] = multiplication<Half, 16, true>();
 }
 
+// --- 9.7.15 asynchronous warpgroup-level matrix instructions ---------------------------------------------------------
+
+// A matrix in shared memory as its descriptor has it, "Matrix descriptor format": bits 0-13 the start, 16-29 the
+// leading and 32-45 the stride dimension offset, in units of 16 bytes; bits 62-63 the swizzling, of which there is none
+// here. Core matrices are 8 rows of 16 bytes; the stride offset leads to the next one along M or N, the leading offset
+// along K.
+class DescribedMatrix {
+ public:
+  DescribedMatrix(Warp& warp, u64 descriptor, bool transposed)
+      : warp_(warp),
+        start_(field(descriptor, 0)),
+        leading_(field(descriptor, 16)),
+        stride_(field(descriptor, 32)),
+        transposed_(transposed) {
+    const u64 known = u64{0x3fff} | u64{0x3fff} << 16 | u64{0x3fff} << 32;
+    if ((descriptor & ~known) != 0) {
+      throw Fault(format("a matrix descriptor with other bits than start and offsets, %#llx",
+                         static_cast<unsigned long long>(descriptor)));
+    }
+  }
+
+  // The core matrix that has rows (columns of B) 8 · outer … and k from 8 · half on: element (row, k).
+  void read_core(int outer, int half, u16 (&core)[8][8]) const {
+    u16 lines[8][8];
+    for (u32 line = 0; line < 8; ++line) {
+      const u32 address = start_ + static_cast<u32>(outer) * stride_ + static_cast<u32>(half) * leading_ + 16 * line;
+      warp_.block().shared.read(address, 16, lines[line]);
+    }
+    for (int row = 0; row < 8; ++row) {
+      for (int k = 0; k < 8; ++k) core[row][k] = transposed_ ? lines[k][row] : lines[row][k];
+    }
+  }
+
+ private:
+  static u32 field(u64 descriptor, int first_bit) { return static_cast<u32>(descriptor >> first_bit & 0x3fff) << 4; }
+
+  Warp& warp_;
+  u32 start_, leading_, stride_;
+  bool transposed_;
+};
+
+// wgmma.mma_async.m64nNk16 {d, …}, a, b, scale-d, imm-scale-a, imm-scale-b, …: D = A · B + D, or A · B where scale-d is
+// false. a is a descriptor, or four registers as of mma.m16n8k16; behind the scales stand whether A (if it is in shared
+// memory) and B are transposed. A warp computes rows 16 · (warp % 4) … of the 64. Here the result is there at once:
+// that the code waits for it is the simulator's to check.
+template <class T, bool kRegisters>
+void multiply_warpgroup(Warp& warp, const Instruction& i, Mask) {
+  const auto sums = static_cast<std::size_t>(i.operands - (kRegisters ? 9 : 7));
+  const int columns = static_cast<int>(2 * sums);
+  const std::size_t b_operand = sums + (kRegisters ? 4 : 1);
+  const auto immediate = [&](std::size_t operand) { return warp.lanes<s32>(i.operand[operand])[0]; };
+  const auto descriptor = [&](std::size_t operand) {
+    const u64* const lanes = warp.lanes<u64>(i.operand[operand]);
+    for (int lane = 1; lane < kLanes; ++lane) {
+      if (lanes[lane] != lanes[0]) throw Fault("lanes have different matrix descriptors");
+    }
+    return lanes[0];
+  };
+  if (immediate(b_operand + 2) != 1 || immediate(b_operand + 3) != 1) throw Fault("wgmma with a negated operand");
+  const float* const value = decoded<T>();
+  std::vector<std::array<float, 16>> b(static_cast<std::size_t>(columns));
+  const DescribedMatrix right(warp, descriptor(b_operand), immediate(static_cast<std::size_t>(i.operands - 1)) != 0);
+  u16 core[8][8];
+  for (int n = 0; n < columns; n += 8) {
+    for (int half = 0; half < 2; ++half) {
+      right.read_core(n / 8, half, core);
+      for (int column = 0; column < 8; ++column) {
+        for (int k = 0; k < 8; ++k) {
+          b[static_cast<std::size_t>(n + column)][static_cast<std::size_t>(8 * half + k)] = value[core[column][k]];
+        }
+      }
+    }
+  }
+  float a[16][16];
+  if constexpr (kRegisters) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      for (std::size_t k = 0; k < 4; ++k) {
+        const u32 pair = warp.lanes<u32>(i.operand[sums + k])[lane];
+        float* const to = &a[lane / 4 + (k & 1 ? 8 : 0)][2 * (lane % 4) + (k & 2 ? 8 : 0)];
+        to[0] = value[pair & 0xffff];
+        to[1] = value[pair >> 16];
+      }
+    }
+  } else {
+    const DescribedMatrix left(warp, descriptor(sums), immediate(static_cast<std::size_t>(i.operands - 2)) != 0);
+    for (int outer = 0; outer < 2; ++outer) {
+      for (int half = 0; half < 2; ++half) {
+        left.read_core(2 * (warp.index() % 4) + outer, half, core);
+        for (int row = 0; row < 8; ++row) {
+          for (int k = 0; k < 8; ++k) a[8 * outer + row][8 * half + k] = value[core[row][k]];
+        }
+      }
+    }
+  }
+  const bool adds = warp.lanes<pred>(i.operand[b_operand + 1])[0];
+  for (std::size_t s = 0; s < sums; ++s) {
+    u32* const d = warp.lanes<u32>(i.operand[s]);
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const float* const row = a[lane / 4 + (s & 2 ? 8 : 0)];
+      const std::array<float, 16>& column = b[s / 4 * 8 + static_cast<std::size_t>(2 * (lane % 4)) + (s & 1)];
+      double sum = adds ? static_cast<double>(bits_as<float>(d[lane])) : 0.0;
+      for (std::size_t k = 0; k < 16; ++k) sum += static_cast<double>(row[k]) * static_cast<double>(column[k]);
+      d[lane] = bits_as<u32>(static_cast<float>(sum));
+    }
+  }
+}
+
+template <class T, bool kRegisters>
+Operation warpgroup_multiplication(int columns) {
+  std::vector<int> widths(static_cast<std::size_t>(columns / 2), 4);
+  const std::vector<int> behind =
+      kRegisters ? std::vector<int>{4, 4, 4, 4, 8, 1, 4, 4, 4} : std::vector<int>{8, 8, 1, 4, 4, 4, 4};
+  widths.insert(widths.end(), behind.begin(), behind.end());
+  return whole(widths, multiply_warpgroup<T, kRegisters>, Convergence::kAligned);
+}
+
+void add_warpgroup_matrices(Table& table) {
+  for (int columns = 8; columns <= 256; columns += 8) {
+    const std::string name = "wgmma.mma_async.sync.aligned.m64n" + std::to_string(columns) + "k16.f32.";
+    table[name + "f16.f16"] = warpgroup_multiplication<Half, false>(columns);
+    table[name + "f16.f16 registers"] = warpgroup_multiplication<Half, true>(columns);
+    table[name + "bf16.bf16"] = warpgroup_multiplication<BFloat16, false>(columns);
+    table[name + "bf16.bf16 registers"] = warpgroup_multiplication<BFloat16, true>(columns);
+  }
+  table["wgmma.fence.sync.aligned"] = whole({}, nullptr, Convergence::kAligned);
+  table["wgmma.commit_group.sync.aligned"] = whole({}, nullptr, Convergence::kAligned);
+  table["wgmma.wait_group.sync.aligned"] = whole({4}, nullptr, Convergence::kAligned);
+  table["fence.proxy.async.shared::cta"] = whole({}, nullptr);
+}
+
 }  // namespace
 
 const Table& instruction_table() {
@@ -609,6 +739,7 @@ const Table& instruction_table() {
     add_async_copies(table);
     add_control_synchronisation(table);
     add_matrices(table);
+    add_warpgroup_matrices(table);
     return table;
   }();
   return kTable;

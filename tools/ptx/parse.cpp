@@ -304,6 +304,7 @@ class Parser {
         branches_.emplace_back(kernel_->code.size(), take());
       } else if (accept("{")) {
         if (opcode.compare(0, 4, "mov.") == 0) opcode += parsed.empty() ? " unpack" : " pack";
+        if (opcode.compare(0, 6, "wgmma.") == 0 && !parsed.empty()) opcode += " registers";
         do {
           parsed.push_back(operand());
         } while (accept(","));
@@ -334,10 +335,10 @@ class Parser {
         fail(format("operand %zu has %d bytes, where '%s' takes %d", i + 1, parsed[i].place.width, opcode.c_str(),
                     widths[i]));
       }
-      decoded.operand[i] = parsed[i].place.offset;
-      decoded.width[i] = static_cast<std::uint8_t>(parsed[i].place.width);
+      decoded.operand.push_back(parsed[i].place.offset);
+      decoded.width.push_back(static_cast<std::uint8_t>(parsed[i].place.width));
     }
-    kernel_->code.push_back(decoded);
+    kernel_->code.push_back(std::move(decoded));
   }
 
   std::unique_ptr<Module> module_;

@@ -42,16 +42,14 @@ struct Operation {
   Convergence convergence = Convergence::kNone;
 };
 
-// By the whole opcode as PTX spells it; " unpack" is added where the destination is in braces, " pack" where the source
-// of a mov is.
+// By the whole opcode as PTX spells it; " unpack" is added where the destination of a mov is in braces, " pack" where
+// its source is, " registers" where A of a wgmma is.
 const std::unordered_map<std::string, Operation>& instruction_table();
-
-constexpr int kMaxOperands = 14;  // of mma.m16n8k16 with float sums
 
 struct Instruction {
   const Operation* operation = nullptr;
-  std::array<std::uint32_t, kMaxOperands> operand{};  // places in the register file
-  std::array<std::uint8_t, kMaxOperands> width{};     // bytes of a lane there
+  std::vector<std::uint32_t> operand;  // places in the register file
+  std::vector<std::uint8_t> width;     // bytes of a lane there
   int operands = 0;
   std::array<std::int64_t, 2> displacement{};  // of addresses, in order
   bool has_guard = false;
