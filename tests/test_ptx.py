@@ -1,6 +1,6 @@
 """Kernels and host code as nvcc compiles them, run by the PTX interpreter (ptx_extension.py, tools/ptx).
 
-By default the kernels of two small translation units are compiled and run; the primitives are in test_primitives.py.
+By default the kernels of some small translation units are compiled and run; the primitives are in test_primitives.py.
 With MVK_PTX=full everything is, and the tests with the backend "simt" among their parameters run on PTX too.
 """
 
@@ -22,11 +22,13 @@ from conftest import blocks, clusters, judge
 from ptx_extension import PtxLibrary
 from test_conv3x3_cuda import launch as conv3x3_launch
 from test_sanitize import CASES
+from test_transformer_wgmma_cuda import case_of as wgmma_case
+from test_transformer_wgmma_cuda import launch as wgmma_launch
 
 import mobilevit_kernels as mvk
 import python_ref
 from mobilevit_kernels import verify
-from mobilevit_kernels.native.transformer_plan import CLUSTER_INSTANCES, INSTANCES
+from mobilevit_kernels.native.transformer_plan import CLUSTER_INSTANCES, INSTANCES, WGMMA_INSTANCES
 from mobilevit_kernels.verify import StageCase
 
 pytestmark = pytest.mark.skipif(ptx_extension.obstacle() is not None, reason=f"PTX: {ptx_extension.obstacle()}")
@@ -80,6 +82,18 @@ def test_a_kernel_agrees_with_the_simulator(case: StageCase, dtype: torch.dtype)
     assert distance(y, simulated) <= DIGITS[dtype]
 
 
+@dtypes
+@pytest.mark.parametrize("instance", WGMMA_INSTANCES, ids=str)
+def test_a_kernel_on_wgmma_agrees_with_the_simulator(instance, dtype: torch.dtype) -> None:
+    """The descriptors that nvcc's code makes, decoded by the interpreter."""
+    case = wgmma_case(instance)
+    simulated = wgmma_launch(case, dtype)
+    with ptx_extension.in_place_of_the_simulator():
+        y = wgmma_launch(case, dtype)
+    assert judge(case, y, case.build()[0].to(dtype), dtype).passed
+    assert distance(y, simulated) <= DIGITS[dtype]
+
+
 DIGITS = {torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
 
 
@@ -114,6 +128,10 @@ def every_instance(dtype: torch.dtype) -> Iterator[verify.Result]:
         height, width = (6, 8) if short else (24, 24) if cluster.rows == 256 else (12, 10)
         with clusters("simt", "cpu", at_once=1 if short and cluster.rows == 64 else 1_000_000):
             yield check(StageCase("transformer", sizes, (1, 16, height, width), {"num_heads": 4}))
+
+    for instance in WGMMA_INSTANCES:
+        case = wgmma_case(instance)
+        yield judge(case, wgmma_launch(case, dtype), case.build()[0].to(dtype), dtype)
 
     for tile, width in ((0, 24), (1, 24), (2, 24), (3, 48), (3, 64), (3, 80), (3, 96)):
         case = StageCase("conv3x3", (24, width), (2, 24, 9, 11))

@@ -123,6 +123,26 @@ PLANTED = [
         r"planted.cu:\d+: warp 0 lane \d+.*race on global buffer 'out' byte \d+: (read|written) here(,| and) "
         r"(read|written) by block [01], no sync_cluster\(\) between",
     ),
+    (
+        "wgmma of what was not published",
+        r"planted.cu:\d+: warp \d lane \d+.*'(left|right)' byte \d+: read by wgmma, but warp \d lane \d+ has not "
+        r"called publish_matrices\(\) since its write at planted.cu:\d+",
+    ),
+    ("wgmma without a fence", r"planted.cu:\d+: warp \d lane \d+.*wgmma: no wgmma_fence\(\) since"),
+    ("wgmma without a commit", r"planted.cu:\d+: warp \d lane \d+.*wgmma_wait\(\) without a wgmma_commit\(\)"),
+    ("wgmma without a wait", r"planted.cu:\d+: warp \d lane \d+.*left the kernel while a wgmma is under way"),
+    (
+        "operand of wgmma overwritten",
+        r"planted.cu:\d+: warp \d lane \d+.*('right' was overwritten before this wait for the wgmma at line \d+"
+        r"|race on shared region 'right')",
+    ),
+    (
+        "fragment of wgmma overwritten",
+        r"planted.cu:\d+: warp \d lane \d+.*lane \d+ overwrote its fragment of A before this wait for the wgmma",
+    ),
+    ("wgmma misaligned", r"planted.cu:\d+: warp \d lane \d+.*cores of 'left' at byte \d+ in steps of 128 and 1024"),
+    ("wgmma out of bounds", r"planted.cu:\d+: warp 3 lane \d+.*'left' out of bounds: bytes \d+ … \d+ of 2048"),
+    ("wgmma by part of a warpgroup", r"planted.cu:\d+: warp \d lane \d+.*whole warpgroups of 128 .* has 96 threads"),
     ("bank conflicts", None),
 ]
 
@@ -156,20 +176,22 @@ def test_correct_kernels_pass_under_100_schedules() -> None:
 
 def test_counters_of_a_known_kernel() -> None:
     counted = run_planted(0, 0)
-    assert counted.blocks == 2 + 2 + 2
+    assert counted.blocks == 2 + 2 + 2 + 1
     # Ring: 2 blocks × 64 threads × 4 copies of 16 bytes; exchange: 2 blocks × 32 lanes × 4 bytes; cluster: the same
-    # twice.
-    assert counted.global_read_bytes == 2 * 64 * 4 * 16 + 3 * 2 * 32 * 4
+    # twice; wgmma: 128 threads × 4 bytes.
+    assert counted.global_read_bytes == 2 * 64 * 4 * 16 + 3 * 2 * 32 * 4 + 128 * 4
     assert counted.global_write_bytes == 2 * 64 * 4 + 3 * 2 * 32 * 4
     assert counted.global_write_sectors == (2 * 64 + 3 * 2 * 32) * 4 // 32
     # Two lanes fetch the same 16 bytes, which lie 64 bytes apart: 16 sectors a warp and copy.
-    assert counted.global_read_sectors == 2 * 2 * 4 * 16 + 3 * 2 * 4
-    assert counted.block_barriers == 2 * 9
+    assert counted.global_read_sectors == 2 * 2 * 4 * 16 + 3 * 2 * 4 + 16
+    assert counted.block_barriers == 2 * 9 + 2
     assert counted.warp_barriers == 2 * 3
     assert counted.shuffles == 2
     assert counted.matrix_load_wavefronts == 2 * 4
     assert counted.cluster_barriers == 4
     assert counted.remote_read_bytes == counted.remote_write_bytes == 2 * 32 * 4
+    assert counted.wgmma_m16n8k16 == 2 * 4 * 2  # 2 products × 4 warps × 16 columns
+    assert counted.wgmma_shared_bytes == 64 * 16 * 2 + 2 * 16 * 16 * 2
 
 
 def test_bank_conflicts_show_in_the_counter() -> None:

@@ -8,6 +8,7 @@
 #include "../common/mma.cuh"
 #include "../common/overlap.cuh"
 #include "../common/warp.cuh"
+#include "../common/wgmma.cuh"
 #include "testing.h"
 
 namespace mvk {
@@ -50,6 +51,15 @@ enum Fault : int {
   kBlockLeavesEarly,
   kGlobalExchangeWithoutBarrier,
   kGlobalOverwriteWithoutBarrier,
+  kWgmmaUnpublished,
+  kWgmmaWithoutFence,
+  kWgmmaWithoutCommit,
+  kWgmmaWithoutWait,
+  kWgmmaOperandOverwritten,
+  kWgmmaFragmentOverwritten,
+  kWgmmaMisaligned,
+  kWgmmaOutOfBounds,
+  kWgmmaByPartOfAWarpgroup,
   kBankConflicts,
 };
 
@@ -169,6 +179,33 @@ __global__ void cluster_kernel(const PlantedParams params) {
   params.out.store(192 + 32 * rank + lane, value);
 }
 
+// A warpgroup multiplies 64 × 16 by 16 × 16 twice, with A in shared memory and in registers.
+__global__ void wgmma_kernel(const PlantedParams params) {
+  wait_for_earlier_launches();
+  const int fault = params.fault;
+  const Shared<Half> left = shared_region<Half>("left", 0, 64 * 16);
+  const Shared<Half> right = shared_region<Half>("right", 64 * 16 * 2, 16 * 16);
+  const std::uint32_t word = params.in.load<std::uint32_t>(thread_index());
+  for (int i = thread_index(); i < 64 * 16 / 2; i += 128) left.store(2 * i, word);
+  if (thread_index() < 128) right.store(2 * thread_index(), word);
+  if (fault != kWgmmaUnpublished) publish_matrices();
+  sync_block();
+  MatrixInShared<Half> a{left, 0, 64, 512};
+  if (fault == kWgmmaMisaligned) a.begin = 4;
+  if (fault == kWgmmaOutOfBounds) a.depth_step = 576;
+  FragmentA<Half> fragment{{{word}, {word}, {word}, {word}}};
+  FragmentC sums[2] = {};
+  if (fault != kWgmmaWithoutFence) wgmma_fence();
+  wgmma(sums, a, MatrixInShared<Half>{right, 0, 64, 128});
+  wgmma(sums, fragment, MatrixInShared<Half, true>{right, 0, 128, 64});
+  if (fault != kWgmmaWithoutCommit) wgmma_commit();
+  if (fault == kWgmmaWithoutWait) return;
+  if (fault == kWgmmaFragmentOverwritten) fragment.reg[3].bits = ~word;
+  sync_block();
+  if (fault == kWgmmaOperandOverwritten && thread_index() == 33) right.store(6, ~word);
+  wgmma_wait<0>();
+}
+
 }  // namespace
 
 Status planted(int fault, const std::uint32_t* in, std::uint32_t* out) {
@@ -180,7 +217,10 @@ Status planted(int fault, const std::uint32_t* in, std::uint32_t* out) {
   if (ring != Status::kOk) return ring;
   const Status exchange = launch<exchange_kernel>("exchange", {2, 1, 32, 128 + 32 * 80}, Stream{}, params);
   if (exchange != Status::kOk) return exchange;
-  return launch<cluster_kernel>("cluster", {2, 1, 32, 768, 2}, Stream{}, params);
+  const Status cluster = launch<cluster_kernel>("cluster", {2, 1, 32, 768, 2}, Stream{}, params);
+  if (cluster != Status::kOk) return cluster;
+  const int threads = fault == kWgmmaByPartOfAWarpgroup ? 96 : 128;
+  return launch<wgmma_kernel>("wgmma", {1, 1, threads, (64 + 16) * 16 * 2}, Stream{}, params);
 }
 
 }  // namespace mvk

@@ -100,6 +100,7 @@ void add_integer_arithmetic(Table& table) {
   table["div.s64"] = lanewise<s64, s64, s64>([](s64 a, s64 b) { return b == -1 ? -a : a / divisor(b); });
   table["rem.s32"] = lanewise<s32, s32, s32>([](s32 a, s32 b) { return static_cast<s32>(s64{a} % divisor(b)); });
   table["rem.u32"] = lanewise<u32, u32, u32>([](u32 a, u32 b) { return a % divisor(b); });
+  table["neg.s32"] = lanewise<u32, u32>([](u32 a) { return 0u - a; });
   table["min.s32"] = lanewise<s32, s32, s32>([](s32 a, s32 b) { return a < b ? a : b; });
   table["max.s32"] = lanewise<s32, s32, s32>([](s32 a, s32 b) { return a > b ? a : b; });
   // Bits `position` and up, `length` of them, of b are replaced by the low ones of a.
