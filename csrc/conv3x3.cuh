@@ -105,6 +105,31 @@ struct Conv3x3Params {
   bool silu;
 };
 
+// The pixel of x at each position of the halo tiles of a block, 10 × 10 a sub-tile; −1 outside of the map.
+template <int kPositions, int kThreads, class T>
+MVK_DEVICE void fill_halo_pixels(Shared<int> pixels, const Conv3x3Params<T>& params, int first_sub_tile) {
+  constexpr int kSide = 8;
+  constexpr int kHaloSide = kSide + 2;
+  for (int position = thread_index(); position < kPositions; position += kThreads) {
+    int index = first_sub_tile + position / (kHaloSide * kHaloSide);
+    const bool exists = index < params.sub_tiles;
+    const int tile_x = index % params.tiles_x;
+    index /= params.tiles_x;
+    const int tile_y = index % params.tiles_y;
+    index /= params.tiles_y;
+    const int phase_x = index % params.dilation;
+    index /= params.dilation;
+    const int phase_y = index % params.dilation;
+    const int image = index / params.dilation;
+    const int halo_row = position % (kHaloSide * kHaloSide) / kHaloSide;
+    const int halo_column = position % kHaloSide;
+    const int row = phase_y + params.dilation * (tile_y * kSide + halo_row - 1);
+    const int column = phase_x + params.dilation * (tile_x * kSide + halo_column - 1);
+    const bool inside = exists && row >= 0 && row < params.height && column >= 0 && column < params.width;
+    pixels.store(position, inside ? (image * params.height + row) * params.width + column : -1);
+  }
+}
+
 template <class Config>
 __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
     conv3x3_kernel(const Conv3x3Params<typename Config::Type> params) {
@@ -123,26 +148,8 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kBlocksPerSm)
   const int depth_steps = ceil_div(in_channels, 16);
   const int slices = ceil_div(depth_steps, Config::kDepthGroups);
 
-  // The pixel of x at each position of the halo tiles, −1 outside of the map.
   const Shared<int> pixels = shared_region<int>("pixels", 0, Config::kPositions);
-  for (int position = thread_index(); position < Config::kPositions; position += Config::kThreads) {
-    int index = first_sub_tile + position / Config::kHalo;
-    const bool exists = index < params.sub_tiles;
-    const int tile_x = index % params.tiles_x;
-    index /= params.tiles_x;
-    const int tile_y = index % params.tiles_y;
-    index /= params.tiles_y;
-    const int phase_x = index % params.dilation;
-    index /= params.dilation;
-    const int phase_y = index % params.dilation;
-    const int image = index / params.dilation;
-    const int halo_row = position % Config::kHalo / Config::kHaloSide;
-    const int halo_column = position % Config::kHaloSide;
-    const int row = phase_y + params.dilation * (tile_y * Config::kSide + halo_row - 1);
-    const int column = phase_x + params.dilation * (tile_x * Config::kSide + halo_column - 1);
-    const bool inside = exists && row >= 0 && row < params.height && column >= 0 && column < params.width;
-    pixels.store(position, inside ? (image * params.height + row) * params.width + column : -1);
-  }
+  fill_halo_pixels<Config::kPositions, Config::kThreads>(pixels, params, first_sub_tile);
   sync_block();
 
   const auto tile_region = [&](int slice) {

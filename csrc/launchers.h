@@ -142,18 +142,22 @@ Status unfold_attention_fold(const UnfoldAttentionFoldArguments& arguments, Stre
 struct Conv3x3Arguments {
   const void* x;        // (batch, height, width, first_channels), 16-byte aligned
   const void* x2;       // (batch, height, width, second_channels), 16-byte aligned; null where second_channels is 0
-  const void* weights;  // B fragments, see Conv3x3Params
+  const void* weights;  // B fragments, see Conv3x3Params; with tiles 4 and 5 as conv3x3_wgmma.cuh has them
   const float* bias;    // (out_channels,)
   void* y;              // (batch, height, width, out_channels), 16-byte aligned
   int batch, height, width;
   int first_channels, second_channels, out_channels;
   int dilation;
-  int tile;  // 8×8-pixel tiles × output channels a block: 0: 1 × 8, 1: 1 × 16, 2: 2 × 32, 3: 4 × up to 96
+  int tile;  // 8×8-pixel tiles × output channels a block: 0: 1 × 8, 1: 1 × 16, 2: 2 × 32, 3: 4 × up to 96; on wgmma
+             // 4: 2 × up to 96, 5: 4 × up to 96
   bool silu;
   bool bfloat16;  // else float16
 };
 
 Status conv3x3(const Conv3x3Arguments& arguments, Stream stream);
+
+// The kernel on wgmma; conv3x3() calls it for the tiles that it has.
+Status conv3x3_wgmma(const Conv3x3Arguments& arguments, Stream stream);
 
 enum class ImageType : int { kUInt8 = 0, kFloat16 = 1, kBFloat16 = 2, kFloat32 = 3 };
 

@@ -42,7 +42,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 FULL = os.environ.get("MVK_PTX") == "full"
 #: What is compiled else, beside the tests of the primitives.
-SMALL_UNITS = ("conv3x3", "stem", "transformer_wgmma")
+SMALL_UNITS = ("conv3x3", "conv3x3_wgmma", "stem", "transformer_wgmma")
 
 MULTIPROCESSORS = 132  # as tools/ptx/cuda_runtime.cpp reports
 SHARED_LIMIT = 232448

@@ -28,11 +28,14 @@ GENERAL = [  # channels off the published ones, inputs that split a k-step, dila
 ]
 on_kernels = pytest.mark.parametrize(("backend", "device"), backend_params("simt", "cuda"))
 dtypes = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
-tiles = pytest.mark.parametrize("tile", range(len(conv3x3_tiling.TILES)), ids=[t.name for t in conv3x3_tiling.TILES])
+NAMES = dict(enumerate(tile.name for tile in conv3x3_tiling.TILES)) | conv3x3_tiling.WGMMA_TILES
+tiles = pytest.mark.parametrize("tile", NAMES, ids=NAMES.values())
 
 
 def launch(case: StageCase, tile: int, backend: str = "simt", device: str = "cpu", dtype=torch.float16) -> torch.Tensor:
-    """The stage with a tile of one's choice."""
+    """The stage with a tile of one's choice; skips where the device does not have it."""
+    if tile in conv3x3_tiling.WGMMA_TILES and not native.library(backend).has_wgmma(torch.device(device)):
+        pytest.skip("no wgmma: it is of compute capability 9.0, and of a build for sm_90a")
     x, weights, options = case.build()
 
     def move(value: torch.Tensor) -> torch.Tensor:
@@ -73,11 +76,12 @@ def test_general_shapes_in_every_tile(case, dtype, tile, backend, device) -> Non
 
 
 @pytest.mark.parametrize("out_channels", [48, 64, 80, 96, 128, 160, 192])
+@pytest.mark.parametrize("tile", [3, 4, 5], ids=[NAMES[tile] for tile in (3, 4, 5)])
 @on_kernels
-def test_every_width_of_the_large_tile(out_channels, backend, device) -> None:
+def test_every_width_of_the_large_tiles(out_channels, tile, backend, device) -> None:
     skip_unless_available(backend)
     case = StageCase("conv3x3", (24, out_channels), (5, 24, 8, 7))
-    judge(case, launch(case, 3, backend, device), backend, torch.float16)
+    judge(case, launch(case, tile, backend, device), backend, torch.float16)
 
 
 @tiles
@@ -106,9 +110,14 @@ def test_no_bank_conflicts_and_no_padding_at_the_published_sizes(tile: int) -> N
     assert counted.matrix_load_conflicts == 0
     assert counted.shared_load_conflicts == 0
     assert counted.shared_store_conflicts == 0
-    assert counted.mma_m16n8k16 == 4 * 64 * 96 * 64 * 9 // 2048
+    assert counted.async_copy_conflicts == 0 or tile not in conv3x3_tiling.WGMMA_TILES
+    assert counted.mma_m16n8k16 + counted.wgmma_m16n8k16 == 4 * 64 * 96 * 64 * 9 // 2048
     assert counted.mufu == 4 * 64 * 96
-    if conv3x3_tiling.TILES[tile].name == "large":  # bytes an mma: shared memory binds from 206 on, L2 from 39
+    if tile in conv3x3_tiling.WGMMA_TILES:
+        assert counted.wgmma_shared_bytes <= 107 * counted.wgmma_m16n8k16
+        assert counted.matrix_load_wavefronts == 0
+        assert counted.global_read_bytes <= (26 if tile == 5 else 44) * counted.wgmma_m16n8k16
+    elif conv3x3_tiling.TILES[tile].name == "large":  # bytes an mma: shared memory binds from 206 on, L2 from 39
         assert (counted.matrix_load_wavefronts + counted.shared_load_wavefronts) * 128 <= 112 * counted.mma_m16n8k16
         assert counted.global_read_bytes <= 26 * counted.mma_m16n8k16
 
@@ -127,7 +136,7 @@ def test_nothing_is_written_outside_of_the_output() -> None:
     skip_unless_available("simt")
     case = StageCase("conv3x3", (16, 24), (3, 16, 7, 9))
     x, weights, _ = case.build()
-    fragments, bias = mvk.pack(weights, torch.float16, backend="simt").tensors
+    fragments, bias, _ = mvk.pack(weights, torch.float16, backend="simt").tensors
     margin, size = 64, 3 * 24 * 7 * 9
     x = x.half().contiguous(memory_format=torch.channels_last)
     sizes = {"batch": 3, "height": 7, "width": 9, "first_channels": 16, "second_channels": 0, "out_channels": 24}
@@ -146,7 +155,7 @@ def test_a_buffer_too_short_is_reported() -> None:
     skip_unless_available("simt")
     x, weights, _ = StageCase("conv3x3", (16, 16), (1, 16, 8, 8)).build()
     packed = mvk.pack(weights, torch.float16, backend="simt")
-    object.__setattr__(packed, "tensors", (packed.tensors[0][:-8], packed.tensors[1]))
+    object.__setattr__(packed, "tensors", (packed.tensors[0][:-8], *packed.tensors[1:]))
     with pytest.raises(SimulatorFault, match="no registered buffer holds"):
         mvk.ops.conv3x3(x.half(), packed)
 
@@ -171,6 +180,19 @@ def test_fragments_hold_every_weight_where_the_kernel_looks_for_it() -> None:
         channel = tile // 2 * 16 + 4 * (g // 2) + tile % 2 * 2 + g % 2
         expected = [padded[channel, 16 * step + 2 * t + 8 * r + h, dy, dx] for r in (0, 1) for h in (0, 1)]
         assert packed[step, dx, dy, tile, lane].tolist() == expected
+
+
+def test_planes_hold_eight_channels_of_a_column() -> None:
+    weight = torch.randn(24, 40, 3, 3)
+    packed = conv3x3.pack_planes(weight).reshape(3, 3, 3, 2, 32, 8)  # 16 channels, dx, dy, plane, column, k
+    padded = torch.zeros(32, 48, 3, 3)
+    padded[:24, :40] = weight
+    random = torch.Generator().manual_seed(0)
+    for _ in range(200):
+        step, dx, dy, plane, tile, g = (int(torch.randint(n, (), generator=random)) for n in (3, 3, 3, 2, 4, 8))
+        channel = tile // 2 * 16 + 4 * (g // 2) + tile % 2 * 2 + g % 2
+        expected = padded[channel, 16 * step + 8 * plane :, dy, dx][:8]
+        assert torch.equal(packed[step, dx, dy, plane, 8 * tile + g], expected)
 
 
 def test_dealing_is_a_permutation_of_each_16_channels() -> None:

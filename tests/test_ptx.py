@@ -28,6 +28,7 @@ from test_transformer_wgmma_cuda import launch as wgmma_launch
 import mobilevit_kernels as mvk
 import python_ref
 from mobilevit_kernels import verify
+from mobilevit_kernels.native import conv3x3_tiling
 from mobilevit_kernels.native.transformer_plan import CLUSTER_INSTANCES, INSTANCES, WGMMA_INSTANCES
 from mobilevit_kernels.verify import StageCase
 
@@ -94,6 +95,18 @@ def test_a_kernel_on_wgmma_agrees_with_the_simulator(instance, dtype: torch.dtyp
     assert distance(y, simulated) <= DIGITS[dtype]
 
 
+@dtypes
+@pytest.mark.parametrize("tile", conv3x3_tiling.WGMMA_TILES, ids=conv3x3_tiling.WGMMA_TILES.values())
+@pytest.mark.parametrize("width", [48, 64, 80, 96])
+def test_conv3x3_on_wgmma_agrees_with_the_simulator(width: int, tile: int, dtype: torch.dtype) -> None:
+    case = StageCase("conv3x3", (24, width), (3, 24, 9, 11))
+    simulated = conv3x3_launch(case, tile, dtype=dtype)
+    with ptx_extension.in_place_of_the_simulator():
+        y = conv3x3_launch(case, tile, dtype=dtype)
+    assert judge(case, y, case.build()[0].to(dtype), dtype).passed
+    assert distance(y, simulated) <= DIGITS[dtype]
+
+
 DIGITS = {torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
 
 
@@ -133,7 +146,8 @@ def every_instance(dtype: torch.dtype) -> Iterator[verify.Result]:
         case = wgmma_case(instance)
         yield judge(case, wgmma_launch(case, dtype), case.build()[0].to(dtype), dtype)
 
-    for tile, width in ((0, 24), (1, 24), (2, 24), (3, 48), (3, 64), (3, 80), (3, 96)):
+    large = itertools.product((3, *conv3x3_tiling.WGMMA_TILES), (48, 64, 80, 96))
+    for tile, width in ((0, 24), (1, 24), (2, 24), *large):
         case = StageCase("conv3x3", (24, width), (2, 24, 9, 11))
         yield judge(case, conv3x3_launch(case, tile, dtype=dtype), case.build()[0].to(dtype), dtype)
 

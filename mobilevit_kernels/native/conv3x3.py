@@ -24,6 +24,7 @@ __all__ = [
     "launches",
     "pack",
     "pack_fragments",
+    "pack_planes",
     "refusal",
     "run",
     "unpack_fragments",
@@ -49,6 +50,17 @@ def pack_fragments(weight: Tensor) -> Tensor:
     return tiles.permute(2, 0, 1, 3, 4, 5).flatten()
 
 
+def pack_planes(weight: Tensor) -> Tensor:
+    """[16 input channels][dx][dy][8 input channels][output channel][8] of a (C_out, C_in, 3, 3) weight, flat.
+
+    Padded and dealt as by :func:`pack_fragments`.
+    """
+    out_channels, in_channels = weight.shape[:2]
+    columns, depth = -(-out_channels // 16) * 16, -(-in_channels // 16) * 16
+    dealt = deal_channels(pad_to(weight, columns, depth, 3, 3).permute(3, 2, 1, 0))  # dx, dy, input, output
+    return dealt.reshape(3, 3, depth // 16, 2, 8, columns).permute(2, 0, 1, 3, 5, 4).flatten()
+
+
 def unpack_fragments(fragments: Tensor, in_channels: int, out_channels: int) -> Tensor:
     """The (C_out, C_in, 3, 3) weight of :func:`pack_fragments`, both on the CPU."""
     count = out_channels * in_channels * 9
@@ -66,8 +78,16 @@ def refusal(backend: str, weights: Conv3x3Weights, device: torch.device) -> str 
 
 
 def pack(weights: Conv3x3Weights, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
-    """The fragments, one form for every tile and every split into two inputs, and the bias in float32."""
-    return pack_fragments(weights.weight.cpu().float()).to(device, dtype), weights.bias.to(device, torch.float32)
+    """The fragments, one form for every tile and every split into two inputs, the bias in float32, and the planes for
+    wgmma; empty where the device has none."""
+    weight = weights.weight.cpu().float()
+    has_wgmma = device.type == "cpu" or torch.cuda.get_device_capability(device) == (9, 0)
+    planes = pack_planes(weight) if has_wgmma else torch.empty(0)
+    return (
+        pack_fragments(weight).to(device, dtype),
+        weights.bias.to(device, torch.float32),
+        planes.to(device, dtype),
+    )
 
 
 def launches(
@@ -77,14 +97,16 @@ def launches(
 
     Args:
         x, packed, x2, dilation, activation: as for the op; of two inputs the first has a multiple of 8 channels.
-        tile: a number of :data:`conv3x3_tiling.TILES`; None: the best one by the model.
+        tile: a number of :data:`conv3x3_tiling.TILES` or, where the device has wgmma,
+            :data:`conv3x3_tiling.WGMMA_TILES`; None: the best of the former by the model.
     """
-    weights, bias = packed.tensors
+    weights, bias, planes = packed.tensors
     batch, first_channels, height, width = x.shape
     if tile is None:
         count = conv3x3_tiling.sub_tiles(batch, height, width, dilation)
         tile = conv3x3_tiling.choose(count, *packed.sizes)
-    inputs: dict[str, Tensor | Slot] = {"x": x, "weights": weights, "bias": bias}
+    on_wgmma = tile in conv3x3_tiling.WGMMA_TILES
+    inputs: dict[str, Tensor | Slot] = {"x": x, "weights": planes if on_wgmma else weights, "bias": bias}
     if x2 is not None:
         inputs["x2"] = x2
     out_channels = packed.sizes[1]
@@ -111,6 +133,8 @@ def alternatives(x: Slot, packed: Packed, *, x2: Slot | None = None, dilation: i
     found = {f"{names[int(default[0].sizes['tile'])]} tiles": default}
     for number, name in enumerate(names):
         found.setdefault(f"{name} tiles", launches_in(tile=number))
+    if native.library(packed.backend).has_wgmma(packed.device):
+        found |= {name: launches_in(tile=number) for number, name in conv3x3_tiling.WGMMA_TILES.items()}
     found[PYTORCH] = [_by_pytorch(x, packed, x2, dilation, activation)]
     return found
 
@@ -129,7 +153,7 @@ def _unpacked(packed: Packed) -> tuple[Tensor, Tensor]:
                     f"{PYTORCH}, which a choice table names, is not ready for the capture of a CUDA graph; call the "
                     f"model once before"
                 )
-            fragments, bias = (tensor.cpu() for tensor in packed.tensors)
+            fragments, bias = (tensor.cpu() for tensor in packed.tensors[:2])
             weight = unpack_fragments(fragments, *packed.sizes).contiguous(memory_format=torch.channels_last)
             # Copies from the CPU end before they return: every stream may read them.
             found = _UNPACKED[packed] = weight.to(packed.device), bias.to(packed.dtype).to(packed.device)

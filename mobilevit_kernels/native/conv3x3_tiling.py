@@ -21,7 +21,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
-__all__ = ["TILES", "Tile", "block_channels", "boundaries", "choose", "sub_tiles"]
+__all__ = ["TILES", "WGMMA_TILES", "Tile", "block_channels", "boundaries", "choose", "sub_tiles"]
 
 SIDE = 8  # pixels of a sub-tile
 
@@ -54,6 +54,10 @@ TILES = (
     Tile("medium", 2, 32, 2),
     Tile("large", 4, 96, 1),
 )
+
+
+# Tiles on wgmma, by the launcher's number. Not measured, so no rule chooses them.
+WGMMA_TILES = {4: "wgmma, 128 pixels", 5: "wgmma, 256 pixels"}
 
 
 def _ceil_div(dividend: int, divisor: int) -> int:
