@@ -40,6 +40,8 @@ def run(*command: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
+    if "instructions are serialized" in done.stderr:  # each wgmma waits for itself
+        raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
     return done.stdout
 
 
@@ -70,11 +72,17 @@ def short_name(mangled: str) -> str:
         return f"transformer_cluster {dtype} {dim} channels, {rows} rows, {groups} row group{'s' * (groups != '1')}"
     if config := re.search(r"TransformerClusterLongConfigI\w+?Li(\d+)E", mangled):
         return f"transformer_cluster {dtype} {config[1]} channels, 256 rows"
+    if config := re.search(r"TransformerWgmmaConfigI\w+?" + r"Li(\d+)E" * 3, mangled):
+        dim, tokens, warpgroups = config.groups()
+        return f"transformer_wgmma {dtype} {dim} channels, {tokens} tokens, {64 * int(warpgroups)} rows a block"
     if config := re.search(r"UnfoldAttentionFoldConfigI\w+?Li(\d+)E", mangled):
         return f"unfold_attention_fold {dtype} heads of {8 * int(config[1])}"
     if config := re.search(r"Conv3x3ConfigI\w+?Li(\d+)ELi(\d+)ELi(\d+)ELi(\d+)E", mangled):
         sub_tiles, channel_warps, depth_groups, width = map(int, config.groups())
         return f"conv3x3 {dtype} {64 * sub_tiles} pixels, {8 * channel_warps * width} channels, depth {depth_groups}"
+    if config := re.search(r"Conv3x3WgmmaConfigI\w+?Li(\d+)ELi(\d+)E", mangled):
+        sub_tiles, width = map(int, config.groups())
+        return f"conv3x3_wgmma {dtype} {128 * sub_tiles} pixels, {8 * width} channels"
     if config := re.search(r"HeadConfigI\w+?Li(\d+)ELi(\d+)ELb([01])E", mangled):
         groups, tiles, pool = config.groups()
         return f"head_features {dtype} {groups} groups, {32 * int(tiles)} channels, {'pool' if pool == '1' else 'map'}"
@@ -113,7 +121,7 @@ def generic_accesses(sass: str) -> int:
 def measure(architecture: str) -> dict[str, dict[str, int]]:
     """The figures of every kernel in csrc/*.cu for one architecture."""
     rows: dict[str, dict[str, int]] = {}
-    has_clusters = int(architecture.rstrip("a")) >= 90
+    absent = {"_cluster": int(architecture.rstrip("a")) < 90, "_wgmma": architecture != "90a"}
     nvcc, nvdisasm, cuobjdump = (find_tool(tool) for tool in ("nvcc", "nvdisasm", "cuobjdump"))
     if nvcc is None or nvdisasm is None or cuobjdump is None:
         raise RuntimeError("nvcc, nvdisasm and cuobjdump are needed")
@@ -122,7 +130,7 @@ def measure(architecture: str) -> dict[str, dict[str, int]]:
             cubin = str(Path(scratch) / f"{source.stem}.cubin")
             gencode = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
             run(nvcc, "-std=c++17", "-O3", gencode, '-DMVK_ARCHITECTURES=""', "-cubin", "-o", cubin, str(source))
-            if "_cluster" in source.stem and not has_clusters:
+            if any(part in source.stem and is_absent for part, is_absent in absent.items()):
                 continue  # compiled for a return at once
             for name, usage in re.findall(r"Function (\w+):\n\s*(.*)", run(cuobjdump, "--dump-resource-usage", cubin)):
                 figures = dict(re.findall(r"(\w+):(\d+)", usage))
