@@ -36,11 +36,9 @@ def find_tool(name: str) -> str | None:
     return None
 
 
-def run(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True)
+def run(*command: str, folder: Path | None = None) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
     if done.returncode != 0:
-        raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
-    if "instructions are serialized" in done.stderr:  # each wgmma waits for itself
         raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
     return done.stdout
 
@@ -118,21 +116,62 @@ def generic_accesses(sass: str) -> int:
     return len(re.findall(r"\bLD(?:\.\S+)? ", sass))
 
 
-def measure(architecture: str) -> dict[str, dict[str, int]]:
-    """The figures of every kernel in csrc/*.cu for one architecture."""
-    rows: dict[str, dict[str, int]] = {}
+def serialized_products(sass: str) -> bool:
+    """Whether each wgmma waits for itself, as ptxas makes it where registers are touched too early or too few."""
+    count = {word: len(re.findall(rf"\b{word}\b", sass)) for word in ("HGMMA", "WARPGROUP.DEPBAR")}
+    return 0 < count["HGMMA"] <= count["WARPGROUP.DEPBAR"]
+
+
+def compile_all(architecture: str, scratch: Path) -> list[Path]:
+    """The cubin of every csrc/*.cu that has kernels on the architecture."""
+    nvcc = find_tool("nvcc")
+    assert nvcc is not None
     absent = {"_cluster": int(architecture.rstrip("a")) < 90, "_wgmma": architecture != "90a"}
-    nvcc, nvdisasm, cuobjdump = (find_tool(tool) for tool in ("nvcc", "nvdisasm", "cuobjdump"))
-    if nvcc is None or nvdisasm is None or cuobjdump is None:
+    cubins = []
+    for source in sorted((ROOT / "csrc").glob("*.cu")):
+        cubin = scratch / f"{source.stem}.cubin"
+        gencode = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
+        run(nvcc, "-std=c++17", "-O3", gencode, '-DMVK_ARCHITECTURES=""', "-cubin", "-o", str(cubin), str(source))
+        if not any(part in source.stem and is_absent for part, is_absent in absent.items()):  # else a return at once
+            cubins.append(cubin)
+    return cubins
+
+
+def built_library(architecture: str) -> Path | None:
+    """The installed extension, where it is built for the architecture from the sources as they are."""
+    spec = importlib.util.find_spec("mobilevit_kernels._C")
+    if spec is None or spec.origin is None:
+        return None
+    library = Path(spec.origin)
+    sources = [path for path in (ROOT / "csrc").rglob("*") if path.suffix in (".cu", ".cuh", ".h")]
+    if library.stat().st_mtime < max(path.stat().st_mtime for path in sources):
+        return None
+    architectures: str = importlib.import_module("mobilevit_kernels._C").architectures
+    return library if architecture in architectures.split("/") else None
+
+
+def extract_all(library: Path, architecture: str, scratch: Path) -> list[Path]:
+    """The cubins in a library."""
+    cuobjdump = find_tool("cuobjdump")
+    assert cuobjdump is not None
+    run(cuobjdump, "-xelf", "all", str(library), folder=scratch)
+    return sorted(scratch.glob(f"*.sm_{architecture}.cubin"))
+
+
+def measure(architecture: str, library: Path | None = None) -> dict[str, dict[str, int]]:
+    """The figures of every kernel for one architecture, out of ``library`` or, without one, compiled from csrc/*.cu."""
+    rows: dict[str, dict[str, int]] = {}
+    nvdisasm, cuobjdump = find_tool("nvdisasm"), find_tool("cuobjdump")
+    if find_tool("nvcc") is None or nvdisasm is None or cuobjdump is None:
         raise RuntimeError("nvcc, nvdisasm and cuobjdump are needed")
-    with tempfile.TemporaryDirectory() as scratch:
-        for source in sorted((ROOT / "csrc").glob("*.cu")):
-            cubin = str(Path(scratch) / f"{source.stem}.cubin")
-            gencode = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
-            run(nvcc, "-std=c++17", "-O3", gencode, '-DMVK_ARCHITECTURES=""', "-cubin", "-o", cubin, str(source))
-            if any(part in source.stem and is_absent for part, is_absent in absent.items()):
-                continue  # compiled for a return at once
-            for name, usage in re.findall(r"Function (\w+):\n\s*(.*)", run(cuobjdump, "--dump-resource-usage", cubin)):
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        cubins = compile_all(architecture, scratch) if library is None else extract_all(library, architecture, scratch)
+        for cubin in map(str, cubins):
+            usages = run(cuobjdump, "--dump-resource-usage", cubin)
+            if "golden_" in usages:
+                continue  # of csrc/testing
+            for name, usage in re.findall(r"Function (\w+):\n\s*(.*)", usages):
                 figures = dict(re.findall(r"(\w+):(\d+)", usage))
                 rows[short_name(name)] = {
                     "registers": int(figures["REG"]),
@@ -145,6 +184,8 @@ def measure(architecture: str) -> dict[str, dict[str, int]]:
                 rows[short_name(name[1])]["local_accesses_in_loops"] = local_accesses_in_loops(section)
                 if generic_accesses(section):
                     raise RuntimeError(f"{short_name(name[1])}: generic loads, by a pointer whose memory is not known")
+                if serialized_products(section):
+                    raise RuntimeError(f"{short_name(name[1])}: each wgmma waits for itself; ptxas's note says why")
     return dict(sorted(rows.items()))
 
 
