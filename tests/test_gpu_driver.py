@@ -208,6 +208,20 @@ def test_the_plan_writes_eight_files_at_most(tmp_path: Path, monkeypatch) -> Non
     assert "--no-build-isolation" not in full[0].command(100.0)
 
 
+def test_the_report_of_tuning_names_what_the_rules_chose_wrongly() -> None:
+    def entry(problem: str, default: float, other: float) -> dict[str, object]:
+        best = "tiles" if default <= other else "wgmma"
+        return {"problem": problem, "default": "tiles", "best": best, "us": {"tiles": default, "wgmma": other}}
+
+    entries = [entry("a", 10.0, 12.0), entry("b", 100.0, 60.5), entry("c", 50.0, 45.0)]
+    text = json.dumps({"cuda": {"path": "x", "seconds": 3.2, "entries": entries}}, indent=2)
+    report = gpu.report_tune(f"a warning\n{text}\nanother")
+    assert report.headline == "3 problems in 3 s, 2 of them faster than by rule"
+    assert report.details == ("b: wgmma 60.5 µs, tiles 100.0", "c: wgmma 45.0 µs, tiles 50.0")
+    assert gpu.report_tune("mobilevit-kernels: error: no GPU\n").headline == "mobilevit-kernels: error: no GPU"
+    assert gpu.report_tune('{\n "cuda": {').headline == '"cuda": {'
+
+
 def test_peers_are_measured_alone_where_a_kernel_took_the_gpu(tmp_path: Path) -> None:
     peers = gpu.plan(tmp_path, full=False, budget=540.0, gpu="GPU", offline=True)[5]
     assert peers.obstacle() is None, "the benchmarks left nothing"

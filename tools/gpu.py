@@ -273,6 +273,24 @@ def report_build(text: str) -> Report:
     return Report(last_line(text).headline, tuple(line.strip()[:160] for line in errors))
 
 
+def report_tune(text: str) -> Report:
+    """How many problems were measured, and which are served faster by another alternative than the rules'."""
+    begin = text.find("{\n")
+    try:
+        tuned = json.JSONDecoder().raw_decode(text[max(begin, 0) :])[0]["cuda"]
+    except (ValueError, KeyError):
+        return last_line(text)
+    better = [entry for entry in tuned["entries"] if entry["best"] != entry["default"]]
+    better.sort(key=lambda entry: entry["us"][entry["best"]] - entry["us"][entry["default"]])
+    lines = [
+        f"{entry['problem']}: {entry['best']} {entry['us'][entry['best']]:.1f} µs, "
+        f"{entry['default']} {entry['us'][entry['default']]:.1f}"
+        for entry in better
+    ]
+    count = len(tuned["entries"])
+    return Report(f"{count} problems in {tuned['seconds']:.0f} s, {len(better)} of them faster than by rule", (*lines,))
+
+
 def report_tests(text: str) -> Report:
     """pytest's last line, or a count of what it had done; the names of failing tests."""
     results = [(m["status"] or m["status1"], m["name"] or m["name1"]) for m in _RESULT.finditer(text)]
@@ -607,16 +625,13 @@ def plan(folder: Path, *, full: bool, budget: float | None, gpu: str | None, off
         Step(
             "tune",
             "bench.log",
+            # --json: with the time of every alternative. Large batches of the largest network first.
             lambda limit: [
-                python,
-                "-m",
-                "mobilevit_kernels",
-                "tune",
-                "--backend",
-                "cuda",
-                "--budget-s",
-                str(limit - 5),
+                *(python, "-m", "mobilevit_kernels", "tune", "--backend", "cuda", "--json"),
+                *("--budget-s", str(limit - 5), "--batch", "256", "--batch", "1"),
+                *(part for size in ("s", "xs", "xxs") for part in ("--model", f"mobilevit_{size}")),
             ],
+            report_tune,
             cap=cap(25, 600),
             obstacle=not_built,
             excused=gpu is None,
