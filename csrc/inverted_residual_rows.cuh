@@ -440,7 +440,7 @@ __global__ void __launch_bounds__(32 * Config::kMaxWarps, 1)
         for (int n = 0; n < 2 && 2 * pair + n < Config::kOutColumnTiles; ++n) {
           const float first = bias.value[2 * n];
           const float second = bias.value[2 * n + 1];
-          sums[tile][2 * pair + n] = FragmentC{{first, second, first, second}};
+          sums[tile][2 * pair + n] = FragmentC{{computed(first), computed(second), computed(first), computed(second)}};
         }
       }
     }

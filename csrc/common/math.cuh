@@ -45,6 +45,14 @@ MVK_DEVICE float rsqrt_approx(float x) {
   return y;
 }
 
+// x, in a register of its own. Sums that begin as copies of loaded words are what ptxas leaves in the loaded registers
+// all through a loop, and moves to where mma takes them and back in every turn; of a computed value it makes no copy.
+MVK_DEVICE float computed(float x) {
+  float y;
+  asm volatile("add.f32 %0, %1, 0f00000000;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 // The larger one; the other where one is NaN.
 MVK_DEVICE float max_of(float a, float b) { return fmaxf(a, b); }
 
