@@ -383,7 +383,7 @@ def test_wrong_sizes_are_refused() -> None:
     x, weights, options = case_of(96, (4, 4)).build()
     packed = mvk.pack(weights, torch.float16, backend="simt")
     tensors = list(packed.tensors)
-    tensors[4] = tensors[4][:-8].clone()
+    tensors[5] = tensors[5][:-8].clone()  # for sequences of 16 tokens, after the one for wgmma
     short = mvk.packed.Packed("transformer", "simt", torch.float16, packed.device, tuple(tensors), packed.sizes)
     with clusters("simt", "cpu"), pytest.raises(ValueError, match=r"weights: expected \d+ units of 16 bytes"):
         mvk.ops.transformer(x.half(), short, **options)
