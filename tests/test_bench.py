@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -392,6 +394,40 @@ def test_job_that_comes_again_and_is_cut_short_keeps_its_records(tmp_path, monke
     assert [(r.impl, r.status) for r in content.records] == [
         ("eager", "ok"), ("ours", "parity failed"), ("sdpa", "left out")
     ]  # fmt: skip
+
+
+class Logged(Fake):
+    """Every call appends the job's batch to calls.log in the working directory; a job of 3 images ends its process."""
+
+    def build(self, variant: Variant):
+        if self.job.batch == 3:
+            os._exit(7)
+        call, backend = super().build(variant)
+
+        def logged(x: torch.Tensor) -> torch.Tensor:
+            with Path("calls.log").open("a") as file:
+                file.write(str(self.job.batch))
+            return call(x)
+
+        return logged, backend
+
+
+def test_side_by_side(tmp_path, monkeypatch) -> None:
+    """All jobs are prepared before the first is timed, then timed one after the other; a dead one costs no other."""
+    monkeypatch.chdir(tmp_path)
+    plan = Plan(tuple(job_of("eager", batch=batch) for batch in (1, 3, 2)), ())
+    said: list[str] = []
+    options = {"limits": QUICK, "make_subject": Logged, "progress": said.append}
+    content, _ = runner.run(plan, "cpu", tmp_path / "out.json", side_by_side=3, **options)
+    assert [(r.batch, r.status, r.reason) for r in content.records] == [
+        (1, "ok", ""), (3, "failed", "its process ended with code 7"), (2, "ok", "")
+    ]  # fmt: skip
+    calls = (tmp_path / "calls.log").read_text()
+    prepared = 3  # stock eager's result, the first call, the one that is checked
+    assert sorted(calls[: 2 * prepared]) == sorted("12" * prepared)
+    assert calls[2 * prepared :] == "".join(sorted(calls[2 * prepared :]))
+    assert min(calls.count("1"), calls.count("2")) > prepared
+    assert any("timing 1 implementations" in text for text in said)
 
 
 @pytest.mark.parametrize("stage", suite.STAGES)

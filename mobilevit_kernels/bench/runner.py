@@ -11,8 +11,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from multiprocessing import connection, get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -28,6 +29,9 @@ from mobilevit_kernels.registry import BackendUnavailable
 from mobilevit_kernels.verify import Result
 
 __all__ = ["Limits", "TimeLimitExceeded", "run", "run_job", "time_limit"]
+
+MakeSubject: TypeAlias = Callable[[Job, torch.device], Subject]
+Progress: TypeAlias = Callable[[str], None]
 
 BUDGET_OVER = "the time budget was over"
 LOST = "the GPU was lost"  # begins the reasons of what was not measured because of another implementation
@@ -95,8 +99,9 @@ def run_job(
     measured: Ceilings = NOT_MEASURED,
     limits: Limits = Limits(),
     deadline: float | None = None,
-    progress: Callable[[str], None] = lambda text: None,
-    make_subject: Callable[[Job, torch.device], Subject] = subject_of,
+    progress: Progress = lambda text: None,
+    make_subject: MakeSubject = subject_of,
+    before_timing: Callable[[], None] = lambda: None,
 ) -> list[Record]:
     """Builds, checks and times every implementation of a job.
 
@@ -108,6 +113,7 @@ def run_job(
         deadline: ``time.monotonic()`` after which nothing more is prepared; None: never.
         progress: told what is going on.
         make_subject: builds the weights and inputs.
+        before_timing: called when all are prepared; may wait until the device is free.
 
     Returns:
         A record for each implementation, those that were timed first; whatever went wrong is in status and reason.
@@ -157,6 +163,7 @@ def run_job(
             continue
         if ready.record.key not in [other.record.key for other in prepared]:  # "auto" may be one of the named ones
             prepared.append(ready)
+    before_timing()
     progress(f"{job.id}  timing {len(prepared)} implementations")
     done = _time_all(prepared, subject, limits, deadline)
     keys = [record.key for record in done]
@@ -383,6 +390,85 @@ def _between_jobs(device: torch.device) -> None:
     _free_memory(device)
 
 
+def _set_up(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # events, streams and synchronisations are the current device's
+    torch.backends.cudnn.benchmark = True  # peers get their best algorithms
+    torch.backends.cudnn.allow_tf32 = False  # or stock's float32 convolutions would miss float32's tolerance
+
+
+def _work(
+    parent: connection.Connection,
+    job: Job,
+    device: torch.device,
+    measured: Ceilings,
+    limits: Limits,
+    deadline: float | None,
+    make_subject: MakeSubject,
+) -> None:
+    """A worker: sends a text for what it does, None when it is ready to time, then waits; its records come last."""
+
+    def wait() -> None:
+        parent.send(None)
+        parent.recv()
+
+    _set_up(device)
+    parent.send(run_job(job, device, measured, limits, deadline, parent.send, make_subject, wait))
+
+
+def _run_wave(
+    jobs: Sequence[Job],
+    device: torch.device,
+    measured: Ceilings,
+    limits: Limits,
+    deadline: float | None,
+    progress: Progress,
+    make_subject: MakeSubject,
+) -> Iterator[tuple[Job, list[Record]]]:
+    """Jobs that are prepared side by side, each in a process of its own, and timed one after the other when all are.
+
+    Compilers leave most of a processor's cores, and the GPU, idle: a wave takes about as long as its slowest job.
+    """
+    context = get_context("spawn")
+    workers = {}
+    for job in jobs:
+        ours, its = context.Pipe()
+        arguments = (its, job, device, measured, limits, deadline, make_subject)
+        process = context.Process(target=_work, args=arguments)
+        process.start()
+        its.close()  # so that its end is seen at this one
+        workers[ours] = (process, job)
+
+    def hear(worker: connection.Connection) -> list[Record] | None:
+        """What a worker says that is no text, or what is to be said of it where it has died."""
+        process, job = workers[worker]
+        try:
+            while isinstance(said := worker.recv(), str):
+                progress(said)
+        except (EOFError, ConnectionError):
+            process.join()
+            reason = f"its process ended with code {process.exitcode}"
+            blank = replace(_blank(job, measured), status="failed", reason=reason)
+            return [replace(blank, impl=v.impl, backend=v.backend, graph=v.graph) for v in job.variants]
+        return said
+
+    try:
+        heard = {worker: hear(worker) for worker in workers}
+        for worker, (process, job) in workers.items():
+            records = heard[worker]
+            if records is None:
+                with contextlib.suppress(ConnectionError):
+                    worker.send(None)
+                records = hear(worker)
+                assert records is not None
+            process.kill()  # what a compiler left to do at exit is of no use
+            process.join()  # it must not share the device with the next one
+            yield job, records
+    finally:
+        for process, _ in workers.values():
+            process.kill()
+
+
 def run(
     plan: Plan,
     device: torch.device | str,
@@ -390,9 +476,10 @@ def run(
     *,
     limits: Limits = Limits(),
     resume: bool = False,
-    progress: Callable[[str], None] = lambda text: None,
+    side_by_side: int = 1,
+    progress: Progress = lambda text: None,
     finished: Callable[[Sequence[Record]], None] = lambda records: None,
-    make_subject: Callable[[Job, torch.device], Subject] = subject_of,
+    make_subject: MakeSubject = subject_of,
 ) -> tuple[Results, Path]:
     """Runs a plan and writes the result file after each job, so that a killed run keeps what it had.
 
@@ -402,6 +489,8 @@ def run(
         output: the result file; None: ``benchmarks/results/<gpu>/<date>-<commit>.json``.
         limits: see :class:`Limits`; jobs that the budget does not reach are recorded as left out.
         resume: go on with ``output``: jobs that it has whole are not run again.
+        side_by_side: so many jobs are prepared at once, each in a process of its own; all are timed alone. Where it is
+            above 1, the seconds of first calls are those of a busy machine.
         progress: told what is going on.
         finished: told the records of a job that is done.
         make_subject: builds the weights and inputs of a job.
@@ -415,10 +504,7 @@ def run(
     """
     device = machine.indexed(device)
     deadline = None if limits.budget_s is None else time.monotonic() + limits.budget_s
-    if device.type == "cuda":
-        torch.cuda.set_device(device)  # events, streams and synchronisations are the current device's
-    torch.backends.cudnn.benchmark = True  # peers get their best algorithms
-    torch.backends.cudnn.allow_tf32 = False  # or stock's float32 convolutions would miss float32's tolerance
+    _set_up(device)
     progress("measuring the ceilings")
     dtypes = tuple(dict.fromkeys(job.dtype for job in plan.jobs))
     measured = ceilings.measure(device, dtypes)
@@ -436,16 +522,23 @@ def run(
     if resume and path.exists():
         meta, by_job = _resumed(path, meta)
         measured = Ceilings.from_dict(meta["ceilings"])
-    for job in plan.jobs:
-        if _is_whole(by_job.get(job.id, []), job):
-            continue
-        records = run_job(job, device, measured, limits, deadline, progress, make_subject)
+
+
+    def keep(job: Job, records: list[Record]) -> None:
         by_job[job.id] = _updated(by_job.get(job.id, []), records)
         results.write(path, meta, (record for group in by_job.values() for record in group))
         finished(records)
-        if _is_lost(device):
-            break
-        _between_jobs(device)
+
+    for i in range(0, len(plan.jobs), side_by_side):
+        wave = [job for job in plan.jobs[i : i + side_by_side] if not _is_whole(by_job.get(job.id, []), job)]
+        if len(wave) > 1:
+            for job, records in _run_wave(wave, device, measured, limits, deadline, progress, make_subject):
+                keep(job, records)
+        elif wave:
+            keep(wave[0], run_job(wave[0], device, measured, limits, deadline, progress, make_subject))
+            if _is_lost(device):
+                break
+            _between_jobs(device)
     return results.load(path), path
 
 

@@ -55,6 +55,13 @@ RESULTS = "benchmarks/results"
     help="Limit for building and compiling one implementation.",
 )
 @click.option(
+    "--side-by-side",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    help="Prepare so many jobs at once, each in a process of its own; all are timed alone.",
+)
+@click.option(
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
     help=f"Result file [default: {RESULTS}/<gpu>/<date>-<commit>.json].",
@@ -72,6 +79,7 @@ def bench(
     threads: int | None,
     budget_s: float | None,
     prepare_s: float,
+    side_by_side: int,
     output: Path | None,
     resume: bool,
     as_list: bool,
@@ -104,7 +112,14 @@ def bench(
     signal.signal(signal.SIGTERM, _stop)  # so that what runs on exit runs
     with _common.console(stderr=True).status("") as status:
         content, path = runner.run(
-            plan, where, output, limits=limits, resume=resume, progress=status.update, finished=_log
+            plan,
+            where,
+            output,
+            limits=limits,
+            resume=resume,
+            side_by_side=side_by_side,
+            progress=status.update,
+            finished=_log,
         )
     if as_json:
         _common.print_json({"meta": content.meta, "records": [record.to_dict() for record in content.records]})
