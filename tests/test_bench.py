@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import math
 import os
 import statistics
 import time
@@ -285,6 +287,83 @@ def test_statuses() -> None:
     assert ours.speedup is None, "no speed-up for a wrong result"
     assert ours.rel_l2_err == pytest.approx(0.05, rel=1e-3)
     assert ours.backend == "triton"
+
+
+class Drawn(Fake):
+    """A network of one weight: its draws' errors, in units of stock eager's usual one, are ``errors`` and ``stock``."""
+
+    max_ratio = verify.MAX_NETWORK_RATIO
+    errors: tuple[float, ...] = ()
+    stock: tuple[float, ...] = (1.0,) * runner.DRAWS
+    broken_from = runner.DRAWS
+    seed = 0
+
+    def redrawn(self, seed: int) -> Subject:
+        other = copy.copy(self)
+        other.seed = seed
+        return other
+
+    def build(self, variant: Variant):
+        if self.seed >= self.broken_from:
+            raise RuntimeError("no memory for another one")
+        error = (self.errors if variant.impl == "ours" else self.stock)[self.seed]
+        return (lambda x: (2 + 2e-3 * error) * x), "triton" if variant.impl == "ours" else "torch"
+
+
+def draws_of(*errors: float, dtype: torch.dtype = torch.float16, **attributes: object) -> results.Record:
+    made = type("Made", (Drawn,), {"errors": errors + errors[-1:] * (runner.DRAWS - len(errors)), **attributes})
+    job = replace(job_of("eager", "ours"), dtype=dtype)
+    records = runner.run_job(job, CPU, limits=QUICK, make_subject=made)
+    return next(record for record in records if record.impl == "ours")
+
+
+def test_a_draw_of_weights_above_the_bound_is_judged_with_others() -> None:
+    """One draw is one sample: of eight together the error has to be within the contract."""
+    below = draws_of(1.2, 9.0)
+    assert (below.status, below.draws) == ("ok", 1)
+    assert below.rel_l2_err == pytest.approx(1.2e-3, rel=1e-3)
+    chance = draws_of(1.6, 0.6)
+    assert (chance.status, chance.draws, chance.reason) == ("ok", runner.DRAWS, "")
+    assert chance.rel_l2_err == pytest.approx(1e-3 * math.sqrt((1.6**2 + 7 * 0.6**2) / 8), rel=1e-3)
+    assert chance.stock_rel_l2_err == pytest.approx(1e-3, rel=1e-3)
+    assert chance.speedup is not None
+
+
+def test_what_errs_in_every_draw_or_far_too_much_in_one_fails() -> None:
+    everywhere = draws_of(1.4)
+    assert (everywhere.status, everywhere.draws, everywhere.speedup) == ("parity failed", runner.DRAWS, None)
+    assert everywhere.reason == (
+        "error 1.4e-03 against float64 over 8 draws of weights, 1.40 × stock eager's, allowed 1.3 ×"
+    )
+    assert draws_of(1.4, 0.9, 1.6).status == "parity failed"
+    assert draws_of(3.6, 0.1).status == "ok"
+    assert draws_of(3.8, 0.1).status == "parity failed", "of the first one's error not all is taken for chance"
+    assert draws_of(float("nan"), 0.1).status == "parity failed"
+
+
+def test_weights_are_not_drawn_anew_where_that_helps_nothing(monkeypatch) -> None:
+    assert draws_of(1.6, 0.6, broken_from=5).status == "parity failed", "the first draw's verdict stays"
+    exact = draws_of(0.5, 0.0, dtype=torch.float32)  # float32 has a bound of its own
+    assert (exact.status, exact.draws) == ("parity failed", 1)
+    monkeypatch.setattr(runner, "REDRAW_S", 0.0)
+    slow = draws_of(1.6, 0.6)
+    assert (slow.status, slow.draws) == ("parity failed", 1)
+    assert slow.reason == "error 1.6e-03 against float64, 1.60 × stock eager's, allowed 1.3 ×"
+
+
+def test_networks_are_drawn_anew_on_the_same_images() -> None:
+    job = suite.plan("cpu", Choice(models=("mobilevit_xxs",), sizes=(64,), batches=(2,), suites=("models",))).jobs[0]
+    first = subject_of(job, CPU)
+    other = first.redrawn(1)
+    assert other is not None
+    assert other.inputs is first.inputs
+    with torch.inference_mode():
+        truths = [subject.truth() for subject in (first, other, first.redrawn(0))]
+        channels_last, _ = other.build(Variant("eager-channels_last"))
+        result = channels_last(other.inputs[0])
+    assert torch.equal(truths[0], truths[2]), "the first one's weights stay"
+    assert verify.relative_error(result, truths[1]) <= 1e-5
+    assert verify.relative_error(truths[0], truths[1]) > 0.1
 
 
 def test_speedup_is_the_median_of_the_rounds(monkeypatch) -> None:

@@ -682,3 +682,16 @@ def test_report_of_a_cpu_says_what_was_not_measured(cpu: Results, tmp_path: Path
 
 def test_results_are_plain_json(gpu: Results) -> None:
     assert results.read(json.loads(json.dumps(fixtures.as_json(gpu)))) == gpu
+
+
+def test_files_from_before_draws_were_counted(gpu: Results) -> None:
+    data = json.loads(json.dumps(fixtures.as_json(gpu)))
+    for values in data["records"]:
+        assert values.pop("draws") == 1
+    assert results.read(data) == gpu
+
+
+def test_errors_over_several_draws_are_marked(gpu: Results) -> None:
+    record = fixtures.record("job", "ours", 1.0, model="mobilevit_xs", draws=8)
+    table = tables.summary(dataclasses.replace(gpu, records=(record,)))
+    assert [line[-1] for line in table.rows] == ["error over 8 draws of weights"]

@@ -55,6 +55,10 @@ class Subject:
         """float64 result of the checked images of ``inputs[0]``."""
         raise NotImplementedError
 
+    def redrawn(self, seed: int) -> Subject | None:
+        """The same job and inputs with other weights; None: one draw is enough to judge by."""
+        return None
+
     def _converted(self, run: Call) -> Call:
         """``run`` on channels_last inputs, converted once for all implementations."""
         return lambda x: run(self._channels_last[id(x)])
@@ -95,19 +99,27 @@ class NetworkSubject(Subject):
     max_ratio = verify.MAX_NETWORK_RATIO
 
     def __init__(self, job: Job, device: torch.device) -> None:
-        import timm
-
         super().__init__(job, device)
-        stock = timm.create_model(job.model).eval()
-        python_ref.randomize_weights(stock, seed=0)
-        self.stock = stock.to(device)
-        self.low = copy.deepcopy(self.stock).to(job.dtype)
+        self._draw_weights(seed=0)
         generator = torch.Generator().manual_seed(0)
         self.inputs = [
             torch.rand(job.shape, generator=generator).to(device, job.dtype)
             for _ in range(min(NUM_INPUTS, max(2, 1024 // job.batch)))
         ]
         self._lay_out()
+
+    def _draw_weights(self, seed: int) -> None:
+        import timm
+
+        stock = timm.create_model(self.job.model).eval()
+        python_ref.randomize_weights(stock, seed=seed)
+        self.stock = stock.to(self.device)
+        self.low = copy.deepcopy(self.stock).to(self.job.dtype)
+
+    def redrawn(self, seed: int) -> Subject:
+        other = copy.copy(self)  # shares the inputs
+        other._draw_weights(seed)
+        return other
 
     def truth(self) -> Tensor:
         return copy.deepcopy(self.stock).double()(self.inputs[0][self.rows].double())

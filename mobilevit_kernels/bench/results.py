@@ -76,6 +76,7 @@ class Record:
         floor_ms: the physical limit of this work on this device. floor_fraction: ``floor_ms / ms``.
         floor_bound: ``matrix``, ``bytes`` or ``special``: what the floor comes from.
         rel_l2_err: against float64. stock_rel_l2_err: of stock eager at the same dtype on the same inputs.
+        draws: of weights, over which both errors are taken together: 1, or several where the first was above the bound.
         speedup: median over the rounds of stock eager's time over this one's; None where the result failed its check.
     """
 
@@ -114,6 +115,7 @@ class Record:
     floor_bound: str | None = None
     rel_l2_err: float | None = None
     stock_rel_l2_err: float | None = None
+    draws: int = 1
     speedup: float | None = None
 
     @property
@@ -212,6 +214,8 @@ def read(data: Any, where: str = "results") -> Results:
         raise ValueError(f"{where}: records: expected a list, got {type(data.get('records')).__name__}")
     records = []
     for i, values in enumerate(data["records"]):
+        if isinstance(values, dict):
+            values = {"draws": 1, **values}  # files from before it was a field
         _checked(values, RECORD, f"{where}: records[{i}]")
         status, ms = values["status"], values["ms"]
         if status not in STATUSES:

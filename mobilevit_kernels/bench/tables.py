@@ -381,6 +381,8 @@ def _summary_row(record: Record) -> list[str]:
     if record.status == OK:
         speedup = _text(record.speedup, lambda value: f"{value:.2f}")
         notes = ["times had not settled"] if record.stable is False else []
+        if record.draws > 1:
+            notes.append(f"error over {record.draws} draws of weights")
         if (record.floor_fraction or 0.0) > 1.0:
             notes.append("faster than the floor: the ceilings were measured on a busier machine, or it computes less")
         note = "; ".join(notes)
