@@ -142,7 +142,8 @@ def count(path: str, case: StageCase, dtype: torch.dtype = torch.float16, *, sma
         path: what the row is called.
         case: the stage, its shape and options.
         dtype: the compute dtype.
-        small_batch: the variant that an H200 takes for this batch; else that for throughput, whatever the batch.
+        small_batch: the variant that an H200 takes for this batch; else that for throughput, whatever the batch, of
+            a GPU without wgmma.
 
     Raises:
         BackendUnavailable: there is no simulator here.
@@ -158,10 +159,12 @@ def count(path: str, case: StageCase, dtype: torch.dtype = torch.float16, *, sma
     library.reset_counters()
     if not small_batch:
         library.set_multiprocessors(0)
+        library.set_wgmma(False)
     try:
         getattr(ops, case.stage)(x if x.dtype == torch.uint8 else x.to(dtype), packed, **options)
     finally:
         library.set_multiprocessors()
+        library.set_wgmma()
     counted, launches = library.counters(), library.launches
     traffic = [(name, buffer) for launch in launches for name, buffer in launch.traffic.items()]
     inputs = [buffer for name, buffer in traffic if name in ("x", "x2")]

@@ -18,6 +18,7 @@ os.environ.setdefault("MVK_CHOICE_TABLE", "none")
 import pytest
 
 from mobilevit_kernels import native, registry, verify
+from mobilevit_kernels.native.clusters import clusters_at_once
 
 # The bound on float32 is for float32: cuDNN's convolutions, the torch backend's among them, would take TF32.
 torch.backends.cudnn.allow_tf32 = False
@@ -81,24 +82,30 @@ def backend_params(*names: str) -> list[object]:
 
 @contextlib.contextmanager
 def blocks(backend: str, size: str) -> Iterator[None]:
-    """Makes the transformer of "simt" or "cuda" take its "small" or its "large" blocks, whatever the batch."""
+    """Makes the transformer of "simt" or "cuda" take its "small" or its "large" blocks, whatever the batch, and
+    neither clusters nor wgmma."""
     library = native.library(backend)
     library.multiprocessors = lambda device: 1_000_000 if size == "small" else 0  # type: ignore[method-assign]
     library.has_clusters = lambda device: False  # type: ignore[method-assign]
+    library.has_wgmma = lambda device: False  # type: ignore[method-assign]
     try:
         yield
     finally:
         del library.multiprocessors
         del library.has_clusters
+        del library.has_wgmma
 
 
 @contextlib.contextmanager
 def clusters(backend: str, device: str, at_once: int = 1_000_000) -> Iterator[None]:
-    """Makes the transformer of "simt" or "cuda" take clusters while they are at most ``at_once``; skips without any."""
+    """Makes the transformer of "simt" or "cuda" take clusters, as on a GPU that runs ``at_once`` of them at once; skips
+    without any."""
     library = native.library(backend)
     if not library.has_clusters(torch.device(device)):
         pytest.skip(f"{device} has no thread-block clusters")
-    library.multiprocessors = lambda device: 8 * at_once  # type: ignore[method-assign]
+    multiprocessors = 18 * (at_once // 2) + 8 * (at_once % 2)
+    assert clusters_at_once(multiprocessors, 8) == at_once
+    library.multiprocessors = lambda device: multiprocessors  # type: ignore[method-assign]
     try:
         yield
     finally:

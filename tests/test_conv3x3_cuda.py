@@ -10,6 +10,7 @@ import mobilevit_kernels as mvk
 from mobilevit_kernels import native, simt, verify
 from mobilevit_kernels.native import conv3x3, conv3x3_tiling
 from mobilevit_kernels.native.fragments import deal_channels, to_b_tiles
+from mobilevit_kernels.native.launches import Slot
 from mobilevit_kernels.simt import SimulatorFault
 from mobilevit_kernels.verify import StageCase
 
@@ -28,7 +29,7 @@ GENERAL = [  # channels off the published ones, inputs that split a k-step, dila
 ]
 on_kernels = pytest.mark.parametrize(("backend", "device"), backend_params("simt", "cuda"))
 dtypes = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
-NAMES = dict(enumerate(tile.name for tile in conv3x3_tiling.TILES)) | conv3x3_tiling.WGMMA_TILES
+NAMES = {number: tile.name for number, tile in conv3x3_tiling.numbered(wgmma=True).items()}
 tiles = pytest.mark.parametrize("tile", NAMES, ids=NAMES.values())
 
 
@@ -203,17 +204,47 @@ def test_dealing_is_a_permutation_of_each_16_channels() -> None:
     assert to_b_tiles(torch.zeros(2, 32, 24)).shape == (2, 2, 3, 32, 4)
 
 
+@pytest.mark.parametrize("wgmma", [False, True], ids=["mma", "wgmma"])
 @pytest.mark.parametrize(("sizes", "two_inputs"), PUBLISHED, ids=str)
-def test_tiles_grow_with_the_number_of_pixels(sizes, two_inputs) -> None:
-    found = conv3x3_tiling.boundaries(*sizes)
+def test_tiles_grow_with_the_number_of_pixels(sizes, two_inputs, wgmma) -> None:
+    found = conv3x3_tiling.boundaries(*sizes, wgmma)
     assert found[0][0] == 1
-    order = [conv3x3_tiling.TILES.index(tile) for _, tile in found]
+    tiles = [*conv3x3_tiling.numbered(wgmma).values()]
+    order = [tiles.index(tile) for _, tile in found]
     assert order == sorted(set(order)), "each tile is used in one range only, so that the variant can name it"
-    assert order[-1] == 3, "256 images take the large tile"
+    assert order[-1] == len(tiles) - 1, "256 images take the largest tile"
+
+
+@pytest.mark.parametrize(
+    ("sizes", "side", "batch", "us"),  # the six tiles on an H200, float16
+    [
+        ((48, 48), 32, 1, (3.9, 3.9, 5.2, 9.1, 5.5, 7.4)),
+        ((48, 48), 32, 16, (16.9, 11.9, 7.3, 9.4, 6.7, 7.6)),
+        ((48, 48), 32, 256, (217.7, 129.6, 87.6, 51.0, 44.4, 38.3)),
+        ((80, 80), 16, 16, (10.4, 7.9, 6.9, 16.9, 8.3, 12.0)),
+        ((80, 80), 16, 64, (28.5, 23.8, 14.5, 17.5, 9.5, 12.3)),
+        ((80, 80), 16, 256, (105.3, 79.2, 45.8, 36.7, 24.8, 18.4)),
+        ((96, 96), 32, 8, (21.0, 16.9, 9.9, 20.5, 10.2, 14.7)),
+        ((96, 96), 32, 16, (37.1, 29.3, 15.7, 20.8, 11.6, 15.0)),
+        ((96, 96), 32, 64, (127.4, 96.6, 51.8, 41.7, 31.3, 24.1)),
+        ((128, 64), 16, 8, (6.2, 6.0, 8.2, 19.2, 9.8, 14.5)),
+        ((192, 96), 32, 256, (931.4, 631.6, 314.7, 273.0, 170.0, 151.8)),
+        ((256, 128), 16, 16, (26.4, 24.9, 13.9, 34.2, 16.8, 24.9)),
+        ((256, 128), 16, 32, (44.5, 37.4, 20.1, 34.1, 18.1, 24.9)),
+        ((320, 160), 8, 1, (6.2, 8.3, 14.7, 44.2, 21.8, 29.2)),
+        ((320, 160), 8, 64, (35.8, 29.4, 23.8, 50.1, 22.9, 32.6)),
+    ],
+    ids=str,
+)
+def test_the_model_takes_what_was_measured_fastest(sizes, side, batch, us) -> None:
+    """Within 5 %, of the tiles that a device has."""
+    count = conv3x3_tiling.sub_tiles(batch, side, side, 1)
+    for wgmma, times in ((True, us), (False, us[:4])):
+        assert times[conv3x3_tiling.choose(count, *sizes, wgmma)] <= 1.05 * min(times)
 
 
 def test_tiles_of_the_published_networks() -> None:
-    """Small maps at batch 1 are split over output channels; batch 256 takes as few passes as it can."""
+    """Small maps at batch 1 are split over output channels; batch 256 takes as few passes as it can, on wgmma too."""
     for batch, size, sizes, blocks in (
         (1, 8, (320, 160), 20),
         (1, 16, (256, 128), 64),
@@ -223,9 +254,11 @@ def test_tiles_of_the_published_networks() -> None:
         (256, 32, (192, 96), 1024),
     ):
         count = conv3x3_tiling.sub_tiles(batch, size, size, 1)
-        tile = conv3x3_tiling.TILES[conv3x3_tiling.choose(count, *sizes)]
-        channels = conv3x3_tiling.block_channels(tile, sizes[1])
-        assert -(-count // tile.sub_tiles) * -(-sizes[1] // channels) == blocks, (batch, size, tile)
+        for wgmma in (False, True):
+            tile = conv3x3_tiling.numbered(wgmma)[conv3x3_tiling.choose(count, *sizes, wgmma)]
+            assert tile.wgmma == (wgmma and batch == 256)
+            channels = conv3x3_tiling.block_channels(tile, sizes[1])
+            assert -(-count // tile.sub_tiles) * -(-sizes[1] // channels) == blocks, (batch, size, tile)
 
 
 def test_sub_tiles() -> None:
@@ -237,4 +270,21 @@ def test_sub_tiles() -> None:
 def test_the_variant_names_its_boundaries() -> None:
     skip_unless_available("simt")
     packed = mvk.pack(StageCase("conv3x3", (192, 96), (1, 96, 8, 8)).build()[1], torch.float16, backend="simt")
-    assert conv3x3.variant(packed).endswith("256 pixels × 96 channels a block from 377 tiles of 8×8 pixels")
+    assert conv3x3.variant(packed).endswith(
+        "128 pixels × 32 channels a block from 44 tiles of 8×8 pixels, "
+        "128 pixels × 96 channels a block on wgmma from 149 tiles of 8×8 pixels, "
+        "256 pixels × 96 channels a block on wgmma from 438 tiles of 8×8 pixels"
+    )
+    library = simt.library()
+    library.set_wgmma(False)
+    try:
+        assert conv3x3.variant(packed).endswith("256 pixels × 96 channels a block from 432 tiles of 8×8 pixels")
+        slot = Slot.like(torch.empty(256, 96, 32, 32, dtype=torch.float16))
+        options = {"x2": slot, "dilation": 1, "activation": "silu"}
+        assert next(iter(native.alternatives(slot, packed, **options))) == "large tiles"
+        library.set_wgmma()
+        found = native.alternatives(slot, packed, **options)
+        assert next(iter(found)) == "wgmma, 256 pixels"
+        assert len(found) == 7
+    finally:
+        library.set_wgmma()

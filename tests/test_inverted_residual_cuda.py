@@ -98,10 +98,13 @@ def form(kernel: Kernel, backend: str = "simt") -> Iterator[None]:
     """Makes the row kernel deal hidden channels, or not, whatever the pixels; no tile is split without being asked."""
     library = native.library(backend)
     library.multiprocessors = lambda device: 1_000_000 if kernel == DEALT else 0  # type: ignore[method-assign]
+    has_clusters = library.has_clusters
+    library.has_clusters = lambda device: kernel != DEALT and has_clusters(device)  # type: ignore[method-assign]
     try:
         yield
     finally:
         del library.multiprocessors
+        del library.has_clusters
 
 
 @contextlib.contextmanager
@@ -168,6 +171,41 @@ def test_dealing_is_for_few_pixels() -> None:
                 (call,) = inverted_residual.launches(x, packed, **options)
                 assert call.sizes["dealt"] == (dealt and pixels > 0)
         assert (f"{pixels} output pixels" in inverted_residual.variant(packed)) == (pixels > 0)
+
+
+def test_at_stride_2_tiles_are_split_before_channels_are_dealt() -> None:
+    """On 132 multiprocessors, where as many pairs of blocks run at once; but not where there are no clusters."""
+    skip_unless_available("simt")
+    library = simt.library()
+    for sizes, stride, size, expected in (
+        ((64, 256, 80), 2, 32, {1: 4, 3: 4, 8: 2, 9: 0}),  # 8 tiles an image
+        ((64, 256, 96), 2, 64, {1: 2, 2: 2, 3: 0}),
+        ((48, 192, 64), 2, 64, {1: 3, 2: 2, 3: 0}),
+        ((64, 256, 64), 1, 64, {1: 0}),
+    ):
+        weights = StageCase("inverted_residual", sizes, (1, sizes[0], 4, 4)).build()[1]
+        packed = mvk.pack(weights, torch.float16, backend="simt")
+        options = {"stride": stride, "dilation": 1, "residual": False}
+        for batch, blocks in expected.items():
+            x = map_slot(batch, sizes[0], size, size, torch.float16)
+            pixels = batch * (size // stride) ** 2
+            few = pixels <= inverted_residual.dealt_pixels(packed, stride)
+            names = [*inverted_residual.alternatives(x, packed, **options)]
+            assert {inverted_residual.DEALT, inverted_residual.ROWS, inverted_residual.TILES} <= {*names}
+            unsplit = inverted_residual.DEALT if few else inverted_residual.ROWS
+            assert names[0] == (inverted_residual.split(blocks) if blocks else unsplit), (sizes, batch)
+        text = ", but split over clusters up to 66 tiles of 4 × 8 pixels at stride 2)"
+        assert (text in inverted_residual.variant(packed)) == (stride == 2), sizes
+    weights = StageCase("inverted_residual", (64, 256, 80), (1, 64, 4, 4)).build()[1]
+    packed = mvk.pack(weights, torch.float16, backend="simt")
+    x = map_slot(1, 64, 32, 32, torch.float16)
+    library.has_clusters = lambda device: False  # type: ignore[method-assign]
+    try:
+        assert "clusters" not in inverted_residual.variant(packed)
+        names = [*inverted_residual.alternatives(x, packed, stride=2, dilation=1, residual=False)]
+        assert names[0] == inverted_residual.DEALT
+    finally:
+        del library.has_clusters
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
@@ -241,7 +279,7 @@ def test_small_batches_are_split_over_clusters(backend: str, device: str) -> Non
         pytest.skip(f"{device} has no thread-block clusters")
     for sizes, height, expected in (
         ((96, 384, 128), 32, {1: 6, 2: 6, 5: 3, 8: 2, 16: 2, 17: 0, 256: 0}),
-        ((128, 512, 160), 16, {1: 8, 8: 8, 16: 4, 32: 2, 66: 2, 67: 0}),
+        ((128, 512, 160), 16, {1: 8, 7: 8, 8: 4, 14: 4, 16: 3, 32: 2, 66: 2, 67: 0}),
         ((80, 320, 96), 16, {1: 5, 8: 5, 16: 3, 66: 2, 67: 0}),
         ((16, 64, 512), 16, {1: 0}),  # one chunk
     ):

@@ -96,7 +96,7 @@ def test_a_kernel_on_wgmma_agrees_with_the_simulator(instance, dtype: torch.dtyp
 
 
 @dtypes
-@pytest.mark.parametrize("tile", conv3x3_tiling.WGMMA_TILES, ids=conv3x3_tiling.WGMMA_TILES.values())
+@pytest.mark.parametrize("tile", conv3x3_tiling.WGMMA_TILES)
 @pytest.mark.parametrize("width", [48, 64, 80, 96])
 def test_conv3x3_on_wgmma_agrees_with_the_simulator(width: int, tile: int, dtype: torch.dtype) -> None:
     case = StageCase("conv3x3", (24, width), (3, 24, 9, 11))

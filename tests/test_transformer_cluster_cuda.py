@@ -11,6 +11,7 @@ from conftest import backend_params, clusters, skip_unless_available
 import mobilevit_kernels as mvk
 from mobilevit_kernels import native, simt, verify
 from mobilevit_kernels.native import transformer_cluster
+from mobilevit_kernels.native.clusters import clusters_at_once
 from mobilevit_kernels.native.launches import Slot
 from mobilevit_kernels.native.transformer_plan import (
     CLUSTER_INSTANCES,
@@ -91,14 +92,21 @@ def test_every_published_shape_runs_on_clusters_at_small_batches() -> None:
             continue
         tokens = case.x_shape[2] * case.x_shape[3] // 4
         instances = cluster_instances_for(case.sizes[1], 4, case.sizes[2])
-        most = {256: 4, 64: 8, 16: 16}[tokens]
+        most = {256: 7, 64: 7, 16: 28}[tokens]
         for batch in range(1, 33):
             chosen = plan_clusters(instances, tokens, 4 * batch, multiprocessors=132)
             assert (chosen is not None) == (batch <= most), (case, batch)
             if chosen is not None:
                 assert chosen.sequence_rows == tokens
-                assert chosen.instance.rows == (64 if tokens == 16 and batch > 4 else tokens)
+                assert chosen.instance.rows == (64 if tokens == 16 and batch > 3 else tokens)
                 assert chosen.clusters * chosen.instance.rows == 4 * batch * tokens
+
+
+def test_clusters_at_once() -> None:
+    """Never more than an H200 showed: 15 of eight blocks, 30 or 31 of four."""
+    for blocks, at_once in ((2, 66), (3, 44), (4, 29), (5, 22), (6, 22), (7, 14), (8, 14)):
+        assert clusters_at_once(132, blocks) == at_once
+    assert [clusters_at_once(count, 8) for count in (0, 7, 8, 18, 26, 114)] == [0, 0, 1, 2, 3, 12]
 
 
 def test_other_sizes_keep_the_other_kernels() -> None:
@@ -335,8 +343,8 @@ def test_the_report_names_the_boundaries() -> None:
     skip_unless_available("simt")
     weights = case_of(144, (4, 4)).build()[1]
     text = native.stage_module("transformer").variant(mvk.pack(weights, torch.float16, backend="simt"))
-    assert text.startswith("one launch on clusters of 8 blocks for up to 64 sequences of 1 to 16 tokens, ")
-    assert "up to 32 sequences of 33 to 64 tokens, up to 16 sequences of 129 to 256 tokens; else 64 rows a" in text
+    assert text.startswith("one launch on clusters of 8 blocks for up to 112 sequences of 1 to 16 tokens, ")
+    assert "up to 28 sequences of 33 to 64 tokens, up to 28 sequences of 129 to 256 tokens; else one launch on" in text
     other = case_of(72, (4, 4)).build()[1]
     assert "cluster" not in native.stage_module("transformer").variant(mvk.pack(other, torch.float16, backend="simt"))
 

@@ -108,7 +108,15 @@ def test_the_batch_decides_between_small_and_large_blocks() -> None:
     for batch, rows, launches in ((1, 64, 3), (16, 64, 3), (17, 256, 1), (256, 256, 1)):
         chosen = plan(candidates, 256, 4 * batch, 2, multiprocessors=132)
         assert (chosen.instance.rows, chosen.launches) == (rows, launches)
+    for batch, rows in ((1, 64), (256, 64), (264, 64), (265, 256)):  # 16 tokens: a block an image
+        assert plan(candidates, 16, 4 * batch, 3, multiprocessors=132).instance.rows == rows
     assert plan(candidates[1:], 256, 1024, 2, multiprocessors=132).instance.rows == 64
+    candidates = instances_for(240, 4)
+    assert [i.rows for i in candidates] == [128, 64]
+    for batch, rows in ((132, 64), (133, 128)):
+        assert plan(candidates, 16, 4 * batch, 3, multiprocessors=132).instance.rows == rows
+    for batch, rows in ((33, 64), (34, 128)):  # two small blocks a sequence
+        assert plan(candidates, 128, 4 * batch, 3, multiprocessors=132).instance.rows == rows
 
 
 def panel_columns(panel: torch.Tensor, rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

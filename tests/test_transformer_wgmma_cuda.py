@@ -10,9 +10,14 @@ from conftest import backend_params, judge, skip_unless_available
 
 import mobilevit_kernels as mvk
 from mobilevit_kernels import native, simt, verify
-from mobilevit_kernels.native import transformer_wgmma
-from mobilevit_kernels.native.launches import Slot, execute
-from mobilevit_kernels.native.transformer_plan import WGMMA_INSTANCES, WgmmaInstance, wgmma_instances_for
+from mobilevit_kernels.native import transformer, transformer_wgmma
+from mobilevit_kernels.native.launches import Slot, execute, map_slot
+from mobilevit_kernels.native.transformer_plan import (
+    WGMMA_INSTANCES,
+    WgmmaInstance,
+    plan_wgmma,
+    wgmma_instances_for,
+)
 from mobilevit_kernels.simt import SimulatorFault
 from mobilevit_kernels.verify import StageCase
 
@@ -64,15 +69,86 @@ def test_every_published_shape_has_an_instance_that_fits() -> None:
     assert wgmma_instances_for(144, 4, 144) == ()
 
 
-def test_no_rule_takes_it_and_other_shapes_do_not_have_it() -> None:
+def rule_and_others(dim: int, size: tuple[int, int], batch: int) -> list[str]:
+    """The alternatives of a stage on a simulated H200, the one that the rules take first."""
+    sizes = (16, dim, 2 * dim, 1, 16)
+    case = StageCase("transformer", sizes, (1, 16, *size), {"num_heads": 4, "patch_size": (2, 2)})
+    _, weights, options = case.build()
+    packed = mvk.pack(weights, torch.float16, "cpu", "simt")
+    return [*native.alternatives(map_slot(batch, 16, *size, torch.float16), packed, **options)]
+
+
+def test_other_shapes_do_not_have_it() -> None:
     skip_unless_available("simt")
     for size, present in (((32, 32), True), ((32, 30), False), ((16, 16), False), ((8, 8), True)):
-        case = StageCase("transformer", (16, 144, 288, 1, 16), (64, 16, *size), {"num_heads": 4, "patch_size": (2, 2)})
-        x, weights, options = case.build()
-        packed = mvk.pack(weights, torch.float16, "cpu", "simt")
-        names = [*native.alternatives(Slot.like(x.half()), packed, **options)]
-        assert not names[0].startswith("wgmma")
+        names = rule_and_others(144, size, 256)
+        assert names[0].startswith("wgmma") == present, size
         assert any(name.startswith("wgmma") for name in names) == present, size
+
+
+CLUSTERS, SMALL, WGMMA = "clusters of {} rows", "64 rows a block", "wgmma, {} rows a block"
+SPLIT = "64 rows a block, a launch a layer"
+
+
+@pytest.mark.parametrize(
+    ("dim", "side", "batch", "us"),  # of a whole stage, on an H200, float16
+    [
+        (64, 32, 1, {CLUSTERS.format(256): 23.8, SPLIT: 61.5, "256 rows a block": 73.2, WGMMA.format(256): 58.6}),
+        (64, 32, 8, {WGMMA.format(256): 59.1, SPLIT: 61.7, CLUSTERS.format(256): 69.1, "256 rows a block": 72.2}),
+        (80, 16, 1, {CLUSTERS.format(64): 36.4, SMALL: 65.6, WGMMA.format(256): 86.8}),
+        (80, 16, 8, {SMALL: 65.6, WGMMA.format(256): 85.0, CLUSTERS.format(64): 92.8, "256 rows a block": 104.7}),
+        (80, 16, 64, {SMALL: 75.8, WGMMA.format(256): 86.0, "256 rows a block": 104.4}),
+        (80, 16, 256, {WGMMA.format(256): 166.4, SMALL: 199.9, "256 rows a block": 199.0}),
+        (96, 8, 16, {CLUSTERS.format(64): 55.6, SMALL: 58.7, WGMMA.format(256): 65.5, CLUSTERS.format(16): 87.9}),
+        (96, 8, 64, {SMALL: 58.4, WGMMA.format(256): 66.3, "256 rows a block": 92.5}),
+        (120, 16, 8, {SMALL: 99.4, CLUSTERS.format(64): 125.6, WGMMA.format(256): 128.8}),
+        (144, 8, 256, {WGMMA.format(256): 111.5, SMALL: 122.3, "256 rows a block": 172.9}),
+        (144, 32, 16, {WGMMA.format(256): 109.5, SPLIT: 139.6, "256 rows a block": 158.7}),
+        (192, 16, 8, {WGMMA.format(128): 140.8, CLUSTERS.format(64): 165.0, SMALL: 181.6, "128 rows a block": 209.2}),
+        (240, 8, 16, {CLUSTERS.format(64): 134.8, WGMMA.format(128): 155.3, SMALL: 207.5}),
+        (240, 8, 32, {WGMMA.format(128): 152.6, CLUSTERS.format(64): 203.5, SMALL: 205.7, "128 rows a block": 243.1}),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_the_rules_take_what_was_measured_fastest(dim: int, side: int, batch: int, us: dict[str, float]) -> None:
+    """Without wgmma the rules come within 11 % of the fastest of the others."""
+    skip_unless_available("simt")
+    library = simt.library()
+    try:
+        for wgmma in (True, False):
+            library.set_wgmma(wgmma)
+            names = rule_and_others(dim, (side, side), batch)
+            least = min(time for name, time in us.items() if wgmma or not name.startswith("wgmma"))
+            assert us[names[0]] <= (1.0 if wgmma else 1.11) * least
+    finally:
+        library.set_wgmma()
+
+
+def test_from_which_batch_on() -> None:
+    """On 132 multiprocessors; another number moves the boundaries with it."""
+    for tokens, dim, most in ((256, 64, 0), (64, 80, 264), (64, 192, 0), (16, 96, 528), (16, 240, 0)):
+        found = wgmma_instances_for(dim, 4, 2 * dim)
+        assert plan_wgmma(found, tokens, most, multiprocessors=132) is None
+        chosen = plan_wgmma(found, tokens, most + 1, multiprocessors=132)
+        assert chosen is not None
+        assert (chosen.instance.dim, chosen.instance.tokens) == (dim, tokens)
+        if most > 0:
+            assert plan_wgmma(found, tokens, most + 1, multiprocessors=133) is None
+        assert plan_wgmma(found, tokens + 1, most + 1, multiprocessors=132) is None
+    assert plan_wgmma((), 256, 1024, multiprocessors=132) is None
+
+
+def test_the_report_names_the_boundaries() -> None:
+    skip_unless_available("simt")
+    weights = case_of(WGMMA_INSTANCES[2]).build()[1]
+    packed = mvk.pack(weights, torch.float16, "cpu", "simt")
+    text = "; else one launch on wgmma for more than 528 sequences of 16 tokens, sequences of 256 tokens; else 64 "
+    assert text in transformer.variant(packed)
+    simt.library().set_wgmma(False)
+    try:
+        assert "wgmma" not in transformer.variant(packed)
+    finally:
+        simt.library().set_wgmma()
 
 
 def test_wgmma_is_of_one_architecture() -> None:

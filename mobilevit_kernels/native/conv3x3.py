@@ -90,6 +90,10 @@ def pack(weights: Conv3x3Weights, dtype: torch.dtype, device: torch.device) -> t
     )
 
 
+def _has_wgmma(packed: Packed) -> bool:
+    return native.library(packed.backend).has_wgmma(packed.device)
+
+
 def launches(
     x: Slot, packed: Packed, *, x2: Slot | None = None, dilation: int, activation: str, tile: int | None = None
 ) -> list[Launch]:
@@ -97,14 +101,13 @@ def launches(
 
     Args:
         x, packed, x2, dilation, activation: as for the op; of two inputs the first has a multiple of 8 channels.
-        tile: a number of :data:`conv3x3_tiling.TILES` or, where the device has wgmma,
-            :data:`conv3x3_tiling.WGMMA_TILES`; None: the best of the former by the model.
+        tile: a number of :func:`conv3x3_tiling.numbered`; None: the best by the model.
     """
     weights, bias, planes = packed.tensors
     batch, first_channels, height, width = x.shape
     if tile is None:
         count = conv3x3_tiling.sub_tiles(batch, height, width, dilation)
-        tile = conv3x3_tiling.choose(count, *packed.sizes)
+        tile = conv3x3_tiling.choose(count, *packed.sizes, _has_wgmma(packed))
     on_wgmma = tile in conv3x3_tiling.WGMMA_TILES
     inputs: dict[str, Tensor | Slot] = {"x": x, "weights": planes if on_wgmma else weights, "bias": bias}
     if x2 is not None:
@@ -129,12 +132,13 @@ def alternatives(x: Slot, packed: Packed, *, x2: Slot | None = None, dilation: i
     """The kernel in each of its tiles, the best one by the model first, and PyTorch's convolution (cuDNN on a GPU)."""
     launches_in = functools.partial(launches, x, packed, x2=x2, dilation=dilation, activation=activation)
     default = launches_in()
-    names = [tile.name for tile in conv3x3_tiling.TILES]
-    found = {f"{names[int(default[0].sizes['tile'])]} tiles": default}
-    for number, name in enumerate(names):
-        found.setdefault(f"{name} tiles", launches_in(tile=number))
-    if native.library(packed.backend).has_wgmma(packed.device):
-        found |= {name: launches_in(tile=number) for number, name in conv3x3_tiling.WGMMA_TILES.items()}
+    names = {
+        number: tile.name if tile.wgmma else f"{tile.name} tiles"
+        for number, tile in conv3x3_tiling.numbered(_has_wgmma(packed)).items()
+    }
+    found = {names[int(default[0].sizes["tile"])]: default}
+    for number, name in names.items():
+        found.setdefault(name, launches_in(tile=number))
     found[PYTORCH] = [_by_pytorch(x, packed, x2, dilation, activation)]
     return found
 
@@ -202,7 +206,8 @@ def variant(packed: Packed) -> str:
     """Implicit GEMM; the tile changes at numbers of 8×8-pixel tiles of the whole batch."""
     parts = [
         f"{64 * tile.sub_tiles} pixels × {conv3x3_tiling.block_channels(tile, packed.sizes[1])} channels a block"
+        + (" on wgmma" if tile.wgmma else "")
         + (f" from {count} tiles of 8×8 pixels" if count > 1 else "")
-        for count, tile in conv3x3_tiling.boundaries(*packed.sizes)
+        for count, tile in conv3x3_tiling.boundaries(*packed.sizes, _has_wgmma(packed))
     ]
     return "implicit GEMM; " + ", ".join(parts)

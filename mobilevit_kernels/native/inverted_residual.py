@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mobilevit_kernels import native
 from mobilevit_kernels.canonical import InvertedResidualWeights
+from mobilevit_kernels.native.clusters import clusters_at_once
 from mobilevit_kernels.native.fragments import lane_channels, pad_to, to_b_fragments
 from mobilevit_kernels.native.launches import Alternatives, Launch, Slot, execute, map_slot
 from mobilevit_kernels.packed import Packed
@@ -43,7 +44,8 @@ SMALL_CHUNK = 32
 ROWS, DEALT, TILES = "sliding rows", "sliding rows, hidden channels dealt to the warps of a block", "tiles"
 _SPLIT_PIXELS = 4, 8  # rows and columns of output pixels of a split tile
 _MOST_CLUSTER_BLOCKS = 8
-# Loading the tile and adding up the sums take a split block about as long as two of its chunks. Reasoned, not measured.
+# Loading the tile and adding up the sums take a split block about as long as two of its chunks. With it, all 18 cases
+# that were measured (an H200, float16, the three published shapes at batches 1 to 256) take the form that was fastest.
 _SPLIT_ENDS = 2
 _ROW_CHUNK = 16  # hidden channels that a warp of the row kernel takes at a time
 _PASS_CHANNELS = 160  # output channels a block of the tile kernel accumulates at most
@@ -187,9 +189,9 @@ def _fitting_clusters(backend: str, sizes: tuple[int, ...], stride: int, chunk: 
 def cluster_blocks(packed: Packed, stride: int, tiles: int) -> int:
     """Blocks that share each of ``tiles`` tiles of 4 × 8 output pixels; 0: none, one block takes a larger tile.
 
-    The least time, in chunks of such a tile: what runs at once is one block a multiprocessor, and a cluster's blocks
-    together. A larger tile's chunk takes as often as long as it has more pixels. Only while there are no more tiles
-    than multiprocessors: then larger tiles leave at least half of them idle.
+    The least time, in chunks of such a tile: what runs at once is one block a multiprocessor, and a cluster's blocks in
+    one group of them. A larger tile's chunk takes as often as long as it has more pixels. Only while there are no more
+    tiles than multiprocessors: then larger tiles leave at least half of them idle.
     """
     multiprocessors = native.library(packed.backend).multiprocessors(packed.device)
     if not 0 < tiles <= multiprocessors:
@@ -201,39 +203,60 @@ def cluster_blocks(packed: Packed, stride: int, tiles: int) -> int:
     # No more tiles than multiprocessors: unsplit ones all run at once.
     best, least = 0, _SPLIT_ENDS + larger * chunks
     for blocks in _clusters(packed, stride):
-        if blocks <= multiprocessors:
-            time = -(-tiles // (multiprocessors // blocks)) * (_SPLIT_ENDS - (-chunks // blocks))
+        if (at_once := clusters_at_once(multiprocessors, blocks)) > 0:
+            time = -(-tiles // at_once) * (_SPLIT_ENDS - (-chunks // blocks))
             if time < least:
                 best, least = blocks, time
     return best
 
 
-def _tiles_form(x: Slot, packed: Packed, stride: int, dilation: int) -> str:
-    """The form of the tile kernel."""
+def _split_tiles(x: Slot, stride: int, dilation: int) -> int:
+    """Tiles of a split block."""
     batch, _, height, width = x.shape
     tiles = batch * dilation**2
     for size, of_tile in zip((height, width), _SPLIT_PIXELS, strict=True):
         of_phase = -(-((size - 1) // stride + 1) // dilation)
         tiles *= -(-of_phase // of_tile)
-    blocks = cluster_blocks(packed, stride, tiles)
-    return split(blocks) if blocks else TILES
+    return tiles
+
+
+def _rows_serve(packed: Packed, stride: int, dilation: int) -> bool:
+    """Whether the row kernel does."""
+    if dilation != 1 or packed.tensors[2].numel() == 0:
+        return False
+    return stride in row_strides(packed.backend, packed.sizes, packed.device)
+
+
+def most_split_before_dealt(packed: Packed, stride: int) -> int:
+    """Tiles of 4 × 8 output pixels up to which clusters share them where the row kernel would deal hidden channels.
+
+    At stride 2, as long as two blocks for each tile run at once. Measured on an H200, float16: 7.7 µs split and 9.7
+    dealt for 64 → 256 → 80 on 32×32 pixels and one image, 10.6 and 15.1 for eight; 10.5 and 10.3 for 64 → 256 → 96 on
+    64×64, 7.5 and 7.1 for 48 → 192 → 64. At stride 1 dealt: 12.4 and 15.3 split for 64 → 256 → 64.
+    """
+    if stride != 2 or dealt_pixels(packed, stride) == 0 or not _clusters(packed, stride):
+        return 0
+    return clusters_at_once(native.library(packed.backend).multiprocessors(packed.device), 2)
 
 
 def _form(x: Slot, packed: Packed, stride: int, dilation: int) -> str:
     """Which kernel serves, in which form: by the rules of :func:`variant`."""
     batch, _, height, width = x.shape
-    served = () if packed.tensors[2].numel() == 0 else row_strides(packed.backend, packed.sizes, packed.device)
-    if dilation != 1 or stride not in served:
-        return _tiles_form(x, packed, stride, dilation)
+    tiles = _split_tiles(x, stride, dilation)
+    blocks = cluster_blocks(packed, stride, tiles)
+    if not _rows_serve(packed, stride, dilation):
+        return split(blocks) if blocks else TILES
     out_pixels = ((height - 1) // stride + 1) * ((width - 1) // stride + 1) * batch
-    return DEALT if out_pixels <= dealt_pixels(packed, stride) else ROWS
+    if out_pixels > dealt_pixels(packed, stride):
+        return ROWS
+    return split(blocks) if blocks and tiles <= most_split_before_dealt(packed, stride) else DEALT
 
 
 def alternatives(x: Slot, packed: Packed, *, stride: int, dilation: int, residual: bool) -> Alternatives:
     """Both kernels in all of their forms, where they serve; the one that the rules take first."""
     form = _form(x, packed, stride, dilation)
     forms = [form]
-    if form in (ROWS, DEALT):
+    if _rows_serve(packed, stride, dilation):
         forms += [ROWS] if dealt_pixels(packed, stride) == 0 else [ROWS, DEALT]
     forms += [TILES, *map(split, _clusters(packed, stride))]
     return {
@@ -326,5 +349,7 @@ def variant(packed: Packed) -> str:
     dealt = [(stride, dealt_pixels(packed, stride)) for stride in strides]
     texts = [f"{pixels} output pixels at stride {stride}" for stride, pixels in dealt if pixels]
     if texts:
-        rows += f" (hidden channels dealt to the warps of a block up to {', '.join(texts)})"
+        rows += f" (hidden channels dealt to the warps of a block up to {', '.join(texts)}"
+        most = max(most_split_before_dealt(packed, stride) for stride in strides)
+        rows += f", but split over clusters up to {most} tiles of 4 × 8 pixels at stride 2)" if most else ")"
     return f"fused, {rows}; else {tiles}"

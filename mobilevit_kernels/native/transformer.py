@@ -35,6 +35,7 @@ from mobilevit_kernels.native.transformer_plan import (
     instances_for,
     lay_out,
     plan,
+    small_blocks,
     tiles_of,
 )
 from mobilevit_kernels.packed import Packed
@@ -350,8 +351,8 @@ def _tokens(x: Slot, patch_size: tuple[int, int]) -> tuple[int, int]:
     return (height // patch_height) * (width // patch_width), x.shape[0] * patch_height * patch_width
 
 
-def _planned(x: Slot, packed: Packed, num_heads: int, patch_size: tuple[int, int]) -> ClusterPlan | Plan:
-    """What the rules take: clusters where they are for so few sequences, else an instance of the other kernel.
+def _planned(x: Slot, packed: Packed, num_heads: int, patch_size: tuple[int, int]) -> ClusterPlan | WgmmaPlan | Plan:
+    """What the rules take: clusters for few sequences, wgmma where its blocks fill the GPU, else the third kernel.
 
     Raises:
         BackendUnavailable: no instance fits into shared memory.
@@ -359,9 +360,10 @@ def _planned(x: Slot, packed: Packed, num_heads: int, patch_size: tuple[int, int
     tokens, sequences = _tokens(x, patch_size)
     library = native.library(packed.backend)
     multiprocessors = library.multiprocessors(packed.device)
-    on_clusters = transformer_cluster.planned(packed, num_heads, tokens, sequences, multiprocessors)
-    if on_clusters is not None:
-        return on_clusters
+    for kernel in (transformer_cluster, transformer_wgmma):
+        planned = kernel.planned(packed, num_heads, tokens, sequences, multiprocessors)
+        if planned is not None:
+            return planned
     dim, num_layers = packed.sizes[1], packed.sizes[3]
     fitting = _fitting(packed.backend, dim, num_heads, packed.device)
     if not fitting:
@@ -456,12 +458,17 @@ def run(x: Tensor, packed: Packed, *, num_heads: int, patch_size: tuple[int, int
 def variant(packed: Packed) -> str:
     """The rows of a block by the batch, and the launches by the tokens of a sequence; all with the same result.
 
-    Clusters, where they serve, round some sums in another order.
+    Clusters and wgmma, where they serve, round some sums in another order.
     """
     fitting = _fitting(packed.backend, packed.sizes[1], int(packed.tensors[3]), packed.device)
     if not fitting:
         return "none"
-    blocks = 2 * native.library(packed.backend).multiprocessors(packed.device)
+    multiprocessors = native.library(packed.backend).multiprocessors(packed.device)
     texts = [f"{i.rows} rows a block, one kernel up to {i.rows} tokens, {packed.sizes[3] + 1} above" for i in fitting]
-    text = texts[0] if len(texts) == 1 else f"{texts[-1]}, while these are at most {blocks} blocks; else {texts[0]}"
-    return transformer_cluster.variant(packed, int(packed.tensors[3])) + text
+    text = texts[0]
+    if len(fitting) > 1:
+        whole, split = (small_blocks(fitting[0], split) * multiprocessors for split in (False, True))
+        most = f"{whole} blocks" + (f", or {split} above {fitting[-1].rows} tokens" if split > whole else "")
+        text = f"{texts[-1]}, while these are at most {most}; else {text}"
+    heads = int(packed.tensors[3])
+    return transformer_cluster.variant(packed, heads) + transformer_wgmma.variant(packed, heads) + text

@@ -182,11 +182,11 @@ def planned(packed: Packed, num_heads: int, tokens: int, sequences: int, multipr
 
 
 def plans(packed: Packed, num_heads: int, tokens: int, sequences: int, multiprocessors: int) -> list[ClusterPlan]:
-    """Every instance that takes such sequences, up to four times as many as :func:`plan_clusters` would give it."""
+    """Every instance that takes such sequences, up to twice as many as :func:`plan_clusters` would give it."""
     found = []
     for instance in _fitting(packed, num_heads, packed.device):
         most, rows = most_sequences(instance, tokens, multiprocessors)
-        if sequences <= 4 * most:
+        if sequences <= 2 * most:
             found.append(lay_out_clusters(instance, rows, sequences))
     return found
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
+from mobilevit_kernels.native.clusters import clusters_at_once
+
 __all__ = [
     "CLUSTER_BLOCKS",
     "CLUSTER_INSTANCES",
@@ -26,6 +28,8 @@ __all__ = [
     "most_sequences",
     "plan",
     "plan_clusters",
+    "plan_wgmma",
+    "small_blocks",
     "tiles_of",
     "wgmma_instances_for",
 ]
@@ -149,16 +153,22 @@ def lay_out(instance: Instance, tokens: int, sequences: int, num_layers: int) ->
     return Plan(instance, True, rows, instance.rows, blocks_a_sequence * sequences, num_layers + 1)
 
 
+def small_blocks(large: Instance, split: bool) -> int:
+    """Up to how many small blocks a multiprocessor are taken rather than those of ``large``."""
+    return 1 if large.rows == 128 and not split else 2
+
+
 @functools.lru_cache(maxsize=1024)
 def plan(candidates: tuple[Instance, ...], tokens: int, sequences: int, num_layers: int, multiprocessors: int) -> Plan:
     """The launch of a shape.
 
-    The small instance while it has no more blocks than there are multiprocessors, or than twice as many where a
-    sequence has several blocks: a small batch is spread over the GPU, and each step takes a quarter to a half of the
-    time. Beyond that the large one, which reads each weight for two to four times as many rows and keeps K and V on
-    the chip. Measured on an H200 (132 multiprocessors, float16, µs small and large): d = 240, 128 blocks 215 and 240,
-    256 blocks 258 and 242; d = 192, 128 blocks 203 and 228, 256 blocks 241 and 230; d = 144 with four blocks a
-    sequence, 256 blocks 147 and 171, 512 blocks 289 and 172.
+    The small instance while it has no more than two blocks a multiprocessor, which run at once: a small batch is spread
+    over the GPU, and each step takes less time. Where the large one has 128 rows and takes whole sequences, while it
+    has one. Beyond that the large one, which reads each weight for two to four times as many rows and keeps K and V on
+    the chip. Measured on an H200 (132 multiprocessors, float16, µs small and large): d = 80, 128 blocks 66 and 105,
+    256 blocks 76 and 104; d = 144 with 16 tokens, 64 blocks 106 and 174, 256 blocks 122 and 173, with 256 tokens, 256
+    blocks 140 and 159, 512 blocks 274 and 161; d = 192, 128 blocks 178 and 207, 256 blocks 226 and 208; d = 240, 64
+    blocks 205 and 243, 256 blocks 262 and 244.
 
     Args:
         candidates: of :func:`instances_for`, without those that do not fit into shared memory; not empty.
@@ -168,7 +178,7 @@ def plan(candidates: tuple[Instance, ...], tokens: int, sequences: int, num_laye
         multiprocessors: of the GPU.
     """
     small = lay_out(candidates[-1], tokens, sequences, num_layers)
-    if small.blocks <= (2 if small.split else 1) * multiprocessors:
+    if small.blocks <= small_blocks(candidates[0], small.split) * multiprocessors:
         return small
     return lay_out(candidates[0], tokens, sequences, num_layers)
 
@@ -285,16 +295,19 @@ def cluster_instances_for(dim: int, num_heads: int, mlp_dim: int) -> tuple[Clust
 def most_sequences(instance: ClusterInstance, tokens: int, multiprocessors: int) -> tuple[int, int]:
     """How many sequences of ``tokens`` an instance is for, and the rows of each, padding included; 0: none.
 
-    A cluster takes eight multiprocessors, so that a small batch spreads over the GPU; it pays as long as all clusters
-    run at once. With sequences of 33 to 64 tokens it is two rounds: the other kernel has a block of its own for each
-    sequence there, which is expected to take three times as long as a cluster. Reasoned, not measured.
+    A cluster takes eight multiprocessors, so that a small batch spreads over the GPU; it pays for two rounds of
+    clusters. Measured on an H200 (float16), a round takes a fourth to a half of the time of the other kernels, and
+    three mostly take longer: µs of one round, of three and of the fastest other, with 256 tokens 24, 69 and 59 at
+    d = 64, 47, 134 and 111 at d = 144; with 64 tokens 43, 126 and 99 at d = 120, 57, 165 and 141 at d = 192. Clusters
+    of 64 rows and four sequences of 16 tokens take more, but two rounds of them, 103 at d = 144 and 135 at d = 240, are
+    still below the others' 106 and 155. Clusters of 16 rows are for one round: 64 rows take less time than two.
     """
-    at_once = multiprocessors // CLUSTER_BLOCKS
+    rounds = 1 if instance.rows == 16 else 2
+    at_most = rounds * clusters_at_once(multiprocessors, CLUSTER_BLOCKS)
     if instance.long:  # one sequence, less than half of its rows padding
-        return (at_once if instance.rows < 2 * tokens <= 2 * instance.rows else 0), instance.rows
+        return (at_most if instance.rows < 2 * tokens <= 2 * instance.rows else 0), instance.rows
     rows = 16 if tokens <= 16 else -(-tokens // 32) * 32
-    rounds = 2 if rows == 64 else 1
-    return rounds * at_once * (instance.rows // rows), rows
+    return at_most * (instance.rows // rows), rows
 
 
 def lay_out_clusters(instance: ClusterInstance, sequence_rows: int, sequences: int) -> ClusterPlan:
@@ -349,6 +362,13 @@ class WgmmaInstance:
         """K-steps of 16 in a row."""
         return -(-self.dim // 16)
 
+    @property
+    def spread_rows(self) -> int:
+        """Rows of sequences a multiprocessor up to which blocks of 64 rows on ``mma.sync`` take less time."""
+        if self.rows == 128 or self.tokens == 256:
+            return 0
+        return 128 if self.tokens == 64 else 64
+
 
 # The published shapes. The weights of a width are packed once for whatever number of tokens.
 WGMMA_INSTANCES = (
@@ -382,3 +402,29 @@ def wgmma_instances_for(dim: int, num_heads: int, mlp_dim: int) -> tuple[WgmmaIn
     if num_heads != DEFAULT_HEADS or mlp_dim != 2 * dim:
         return ()
     return tuple(i for i in WGMMA_INSTANCES if i.dim == dim)
+
+
+def plan_wgmma(
+    candidates: tuple[WgmmaInstance, ...], tokens: int, sequences: int, multiprocessors: int
+) -> WgmmaPlan | None:
+    """The launch of a shape on wgmma, after :func:`plan_clusters`; None: too small a batch for it, or no instance.
+
+    A block takes 0.6 to 0.8 of the time of the other kernel's large one, so that it is taken wherever that would be.
+    The small blocks may still spread a batch over the GPU better. Measured on an H200 (float16), µs a stage: with 256
+    tokens they need a launch a layer, 62 to 68 where wgmma takes 59 at d = 64, 116 to 140 for 110 at d = 144, and
+    at d ≥ 192 a block of wgmma has but twice their rows, 178 for 139 and 205 for 152: always wgmma. With 64 tokens it
+    takes 1.3 times as long as they do, one a multiprocessor, and 1.1 times as long as two (86 for 66 and 76 at d = 80,
+    130 for 99 and 120 at d = 120). With 16 tokens it is 1.1 and 0.9 to 1.0 times (66 for 58 and 67 at d = 96, 113 for
+    106 and 122 at d = 144). bfloat16 was not measured and goes by the same rule.
+
+    Args:
+        candidates: of :func:`wgmma_instances_for`, without those that do not fit into shared memory; () where the
+            device has no wgmma.
+        tokens: of a sequence, N.
+        sequences: B·P.
+        multiprocessors: of the GPU.
+    """
+    for instance in candidates:
+        if instance.tokens == tokens and sequences * tokens > instance.spread_rows * multiprocessors:
+            return WgmmaPlan(instance)
+    return None

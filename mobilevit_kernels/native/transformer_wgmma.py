@@ -1,7 +1,4 @@
-"""Transformer stage in CUDA on wgmma (csrc/transformer_wgmma.cuh): packing and call.
-
-No rule takes it yet: it has not run on hardware. ``tune`` measures it among the other alternatives.
-"""
+"""Transformer stage in CUDA on wgmma (csrc/transformer_wgmma.cuh): packing and call."""
 
 from __future__ import annotations
 
@@ -19,12 +16,13 @@ from mobilevit_kernels.native.transformer_plan import (
     DEFAULT_HEADS,
     WgmmaInstance,
     WgmmaPlan,
+    plan_wgmma,
     wgmma_instances_for,
 )
 from mobilevit_kernels.ops import _dispatch
 from mobilevit_kernels.packed import Packed
 
-__all__ = ["launch", "pack", "pack_stream", "plans"]
+__all__ = ["launch", "pack", "pack_stream", "planned", "plans", "variant"]
 
 
 def _planes(matrix: Tensor, dtype: torch.dtype) -> Tensor:
@@ -79,7 +77,7 @@ def pack(weights: TransformerWeights, dtype: torch.dtype, device: torch.device, 
 
 
 @functools.lru_cache(maxsize=256)
-def _fitting(backend: str, dim: int, num_heads: int, mlp_dim: int, limit: int) -> tuple[WgmmaInstance, ...]:
+def _fitting_into(backend: str, dim: int, num_heads: int, mlp_dim: int, limit: int) -> tuple[WgmmaInstance, ...]:
     library = native.library(backend)
     return tuple(
         i
@@ -88,14 +86,33 @@ def _fitting(backend: str, dim: int, num_heads: int, mlp_dim: int, limit: int) -
     )
 
 
-def plans(packed: Packed, num_heads: int, tokens: int) -> list[WgmmaPlan]:
-    """Every way to serve sequences of so many tokens on the device."""
+def _fitting(packed: Packed, num_heads: int) -> tuple[WgmmaInstance, ...]:
+    """The instances that serve on the device."""
     library = native.library(packed.backend)
     if not library.has_wgmma(packed.device):
-        return []
+        return ()
     _, dim, mlp_dim, _, _ = packed.sizes
-    fitting = _fitting(packed.backend, dim, num_heads, mlp_dim, library.shared_limit(packed.device))
-    return [WgmmaPlan(instance) for instance in fitting if instance.tokens == tokens]
+    return _fitting_into(packed.backend, dim, num_heads, mlp_dim, library.shared_limit(packed.device))
+
+
+def planned(packed: Packed, num_heads: int, tokens: int, sequences: int, multiprocessors: int) -> WgmmaPlan | None:
+    """What :func:`plan_wgmma` takes of the instances that serve on the device."""
+    return plan_wgmma(_fitting(packed, num_heads), tokens, sequences, multiprocessors)
+
+
+def plans(packed: Packed, num_heads: int, tokens: int) -> list[WgmmaPlan]:
+    """Every way to serve sequences of so many tokens on the device."""
+    return [WgmmaPlan(instance) for instance in _fitting(packed, num_heads) if instance.tokens == tokens]
+
+
+def variant(packed: Packed, num_heads: int) -> str:
+    """The sequences that it takes, to stand before what takes the others; empty: none."""
+    multiprocessors = native.library(packed.backend).multiprocessors(packed.device)
+    texts = []
+    for instance in sorted(_fitting(packed, num_heads), key=lambda i: i.tokens):
+        most = instance.spread_rows * multiprocessors // instance.tokens
+        texts.append(f"{f'more than {most} ' if most else ''}sequences of {instance.tokens} tokens")
+    return f"one launch on wgmma for {', '.join(texts)}; else " if texts else ""
 
 
 def launch(

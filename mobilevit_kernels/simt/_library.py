@@ -174,6 +174,7 @@ class SimtLibrary:
         self._lock = threading.Lock()
         self._shared_limit = SHARED_LIMIT
         self._multiprocessors = MULTIPROCESSORS
+        self._wgmma = True
         #: The launches since the last :meth:`reset_counters`; a stage may be several.
         self.launches: list[Launch] = []
 
@@ -268,8 +269,12 @@ class SimtLibrary:
         return True
 
     def has_wgmma(self, device: torch.device) -> bool:
-        """The simulated GPU has wgmma."""
-        return True
+        """Whether the simulated GPU has wgmma: it does unless set otherwise."""
+        return self._wgmma
+
+    def set_wgmma(self, present: bool = True) -> None:
+        """Simulates a GPU with or without wgmma, as far as the choice of a variant goes."""
+        self._wgmma = present
 
     def set_multiprocessors(self, count: int = MULTIPROCESSORS) -> None:
         """Simulates a GPU with ``count`` multiprocessors, as far as the choice of a variant goes."""
