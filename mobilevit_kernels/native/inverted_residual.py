@@ -241,15 +241,17 @@ def most_split_before_dealt(packed: Packed, stride: int) -> int:
 
 def _form(x: Slot, packed: Packed, stride: int, dilation: int) -> str:
     """Which kernel serves, in which form: by the rules of :func:`variant`."""
+    rows_serve = _rows_serve(packed, stride, dilation)
     batch, _, height, width = x.shape
-    tiles = _split_tiles(x, stride, dilation)
-    blocks = cluster_blocks(packed, stride, tiles)
-    if not _rows_serve(packed, stride, dilation):
-        return split(blocks) if blocks else TILES
     out_pixels = ((height - 1) // stride + 1) * ((width - 1) // stride + 1) * batch
-    if out_pixels > dealt_pixels(packed, stride):
+    if rows_serve and out_pixels > dealt_pixels(packed, stride):
         return ROWS
-    return split(blocks) if blocks and tiles <= most_split_before_dealt(packed, stride) else DEALT
+    tiles = _split_tiles(x, stride, dilation)
+    if rows_serve and tiles > most_split_before_dealt(packed, stride):
+        return DEALT
+    if blocks := cluster_blocks(packed, stride, tiles):
+        return split(blocks)
+    return DEALT if rows_serve else TILES
 
 
 def alternatives(x: Slot, packed: Packed, *, stride: int, dilation: int, residual: bool) -> Alternatives:
