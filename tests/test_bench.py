@@ -486,6 +486,7 @@ class Logged(Fake):
         def logged(x: torch.Tensor) -> torch.Tensor:
             with Path("calls.log").open("a") as file:
                 file.write(str(self.job.batch))
+            assert torch.get_num_threads() == 1, "as the parent has it"
             return call(x)
 
         return logged, backend
@@ -497,7 +498,12 @@ def test_side_by_side(tmp_path, monkeypatch) -> None:
     plan = Plan(tuple(job_of("eager", batch=batch) for batch in (1, 3, 2)), ())
     said: list[str] = []
     options = {"limits": QUICK, "make_subject": Logged, "progress": said.append}
-    content, _ = runner.run(plan, "cpu", tmp_path / "out.json", side_by_side=3, **options)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        content, _ = runner.run(plan, "cpu", tmp_path / "out.json", side_by_side=3, **options)
+    finally:
+        torch.set_num_threads(threads)
     assert [(r.batch, r.status, r.reason) for r in content.records] == [
         (1, "ok", ""), (3, "failed", "its process ended with code 7"), (2, "ok", "")
     ]  # fmt: skip

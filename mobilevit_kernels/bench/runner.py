@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
-import importlib
 import math
 import shlex
 import signal
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
+from torch._inductor.utils import fresh_cache  # here, as a time limit that cut the import short would leave half of it
 
 from mobilevit_kernels import machine, registry, verify
 from mobilevit_kernels.bench import ceilings, results, timing
@@ -126,11 +127,7 @@ def run_job(
     failed: list[Record] = []
     prepared: list[_Prepared] = []
 
-    def unmeasured(status: str, reason: str, *variants: Variant) -> list[Record]:
-        return [
-            replace(blank, impl=v.impl, backend=v.backend, graph=v.graph, status=status, reason=reason)
-            for v in variants
-        ]
+    unmeasured = functools.partial(_unmeasured, blank)
 
     def left_s() -> float:
         return limits.prepare_s if deadline is None else min(limits.prepare_s, deadline - time.monotonic())
@@ -144,8 +141,6 @@ def run_job(
         return unmeasured(*_status_of(error), *job.variants)
     for variant in job.variants:
         progress(f"{job.id}  {variant}")
-        if variant.impl.startswith("compile-"):  # an import that the time limit cut short would leave half a module
-            importlib.import_module("torch._inductor.utils")
         if (left := left_s()) <= 0:
             failed += unmeasured(results.LEFT_OUT, BUDGET_OVER, variant)
             continue
@@ -199,6 +194,12 @@ def _time_all(prepared: list[_Prepared], subject: Subject, limits: Limits, deadl
     return failed
 
 
+def _unmeasured(blank: Record, status: str, reason: str, *variants: Variant) -> list[Record]:
+    return [
+        replace(blank, impl=v.impl, backend=v.backend, graph=v.graph, status=status, reason=reason) for v in variants
+    ]
+
+
 def _blank(job: Job, measured: Ceilings) -> Record:
     work = job.work
     bound = None
@@ -248,7 +249,8 @@ def _prepare(
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats(device)
             held = torch.cuda.memory_allocated(device)
-        with _cold_caches() if variant.impl.startswith("compile-") else contextlib.nullcontext():
+        # A compile finds nothing that an earlier one left on disk: its time is that of a first compile.
+        with fresh_cache() if variant.impl.startswith("compile-") else contextlib.nullcontext():
             begin = time.perf_counter()
             call, backend = subject.build(variant)
             output = call(x)
@@ -312,13 +314,6 @@ def _redraw(subject: Subject, variant: Variant, first: Result, draw: verify.Draw
     except Exception:  # the first draw was judged: what fails in another takes nothing from it
         return first, 1
     return verify.judge_draws(first.name, first.backend, first.dtype, draws, subject.max_ratio), DRAWS
-
-
-def _cold_caches() -> contextlib.AbstractContextManager[Any]:
-    """A compile in here finds nothing that an earlier one left on disk: its time is that of a first compile."""
-    from torch._inductor.utils import fresh_cache
-
-    return fresh_cache()
 
 
 def _is_short(call: Call, x: torch.Tensor) -> bool:
@@ -434,6 +429,7 @@ def _set_up(device: torch.device) -> None:
 
 def _work(
     parent: connection.Connection,
+    threads: int,
     job: Job,
     device: torch.device,
     measured: Ceilings,
@@ -447,6 +443,7 @@ def _work(
         parent.send(None)
         parent.recv()
 
+    torch.set_num_threads(threads)  # as the parent has it: a new process begins with torch's own number
     _set_up(device)
     parent.send(run_job(job, device, measured, limits, deadline, parent.send, make_subject, wait))
 
@@ -468,7 +465,7 @@ def _run_wave(
     workers = {}
     for job in jobs:
         ours, its = context.Pipe()
-        arguments = (its, job, device, measured, limits, deadline, make_subject)
+        arguments = (its, torch.get_num_threads(), job, device, measured, limits, deadline, make_subject)
         process = context.Process(target=_work, args=arguments)
         process.start()
         its.close()  # so that its end is seen at this one
@@ -483,8 +480,7 @@ def _run_wave(
         except (EOFError, ConnectionError):
             process.join()
             reason = f"its process ended with code {process.exitcode}"
-            blank = replace(_blank(job, measured), status="failed", reason=reason)
-            return [replace(blank, impl=v.impl, backend=v.backend, graph=v.graph) for v in job.variants]
+            return _unmeasured(_blank(job, measured), "failed", reason, *job.variants)
         return said
 
     try:
