@@ -69,13 +69,19 @@ int visit_config(int stride, int in_channels, int out_channels, const Visit& vis
 template <class Config>
 int dealt_bytes(int chunks, int warps) {
   const int old_rows = ceil_div(chunks, warps) * Config::kWindowBytes;
-  return chunks * Config::kRecord.bytes + warps * (old_rows + Config::kPartialBytes);
+  return chunks * Config::kRecord.bytes + Config::kLastRowBytes + warps * (old_rows + Config::kPartialBytes);
+}
+
+// Shared memory of a warp beside the weights.
+template <class Config>
+constexpr int warp_bytes(int chunks) {
+  return chunks * Config::kWindowBytes + Config::kLastRowBytes;
 }
 
 // Warps of a block beside the weights in `limit` bytes, the same number on each of an SM's four schedulers; 0: too few.
 template <class Config>
 int block_warps(int chunks, int limit) {
-  const int fit = (limit - chunks * Config::kRecord.bytes) / (chunks * Config::kWindowBytes) / 4 * 4;
+  const int fit = (limit - chunks * Config::kRecord.bytes) / warp_bytes<Config>(chunks) / 4 * 4;
   return fit < kMinWarps ? 0 : fit < Config::kMaxWarps ? fit : Config::kMaxWarps;
 }
 
@@ -148,7 +154,7 @@ Status launch_config(const InvertedResidualArguments& a, Stream stream) {
   shape.blocks_y = 1;
   shape.threads = 32 * params.block_warps;
   shape.shared_bytes = kDealt ? dealt_bytes<Config>(chunks, params.block_warps)
-                              : chunks * (Config::kRecord.bytes + params.block_warps * Config::kWindowBytes);
+                              : chunks * Config::kRecord.bytes + params.block_warps * warp_bytes<Config>(chunks);
   return launch<inverted_residual_rows_kernel<Config, kDealt>>("inverted_residual_rows", shape, stream, params);
 }
 
@@ -160,7 +166,7 @@ int inverted_residual_rows_shared_bytes(int in_channels, int hidden_channels, in
     using Config = decltype(config);
     const int chunks = ceil_div(hidden_channels, Config::kChunk);
     const int warps = block_warps<Config>(chunks, limit);
-    return warps == 0 ? 0 : chunks * (Config::kRecord.bytes + warps * Config::kWindowBytes);
+    return warps == 0 ? 0 : chunks * Config::kRecord.bytes + warps * warp_bytes<Config>(chunks);
   });
 }
 

@@ -93,6 +93,8 @@ struct InvertedResidualRowsConfig {
   static constexpr int kWindowVectors = kOldRows * kLaneColumns / 4;     // 16-byte vectors a lane for 8 hidden channels
   static constexpr int kWindowBytes = 2 * kWindowVectors * 512;          // of a warp for a chunk
   static constexpr int kPartialBytes = kOutTiles * 2 * kOutPairs * 512;  // dealt: the sums of a warp
+  static constexpr bool kCanAddInput = kStride == 1 && kInChannels == kOutChannels;
+  static constexpr int kLastRowBytes = kCanAddInput ? kColumnTiles * kSteps * 512 : 0;  // of a warp: a row of x
 
   static_assert(kStepRows >= 2 && kStepRows % kStride == 0, "a step makes whole output rows and leaves its old rows");
   static_assert(kStride == 1 || kColumnTiles % 2 == 0, "at stride 2 two m-tiles of input columns give one of outputs");
@@ -139,7 +141,12 @@ __global__ void __launch_bounds__(32 * Config::kMaxWarps, 1)
   const int first_chunk = kDealt ? warp : 0;
   const int chunk_step = kDealt ? params.block_warps : 1;
   const int warp_chunks = kDealt ? ceil_div(params.chunks, params.block_warps) : params.chunks;
-  const Shared<T> old_rows = shared_region<T>("old rows", weight_count * 2 + warp * warp_chunks * Config::kWindowBytes,
+  const int last_rows = kDealt ? 1 : params.block_warps;  // dealt: only the first warp adds the residual
+  const Shared<T> last_row =
+      shared_region<T>("last row", weight_count * 2 + (kDealt ? 0 : warp) * Config::kLastRowBytes,
+                       Config::kLastRowBytes / 2);
+  const int old_rows_begin = weight_count * 2 + last_rows * Config::kLastRowBytes;
+  const Shared<T> old_rows = shared_region<T>("old rows", old_rows_begin + warp * warp_chunks * Config::kWindowBytes,
                                               warp_chunks * (Config::kWindowBytes / 2));
   for (int i = thread_index() * 8; i < weight_count; i += params.block_warps * 32 * 8) {
     copy_async_16(weights, i, params.weights, i);
@@ -174,10 +181,8 @@ __global__ void __launch_bounds__(32 * Config::kMaxWarps, 1)
   };
 
   // x of a step's rows as A fragments [row][m-tile][k-step]; the half step of 8 channels fills two registers.
-  // Loads of 4 bytes: those of 8 would leave two registers of different fragment halves side by side, and the compiler
-  // then moves all of them into place in every chunk.
   FragmentA<T> x[kStepRows][Config::kColumnTiles][Config::kSteps];
-  // The rows of the step after it are on their way to L2 meanwhile: a lane fetches 64 bytes of a pixel in each.
+  // The rows of a later step on their way to L2: a lane fetches 64 bytes of a pixel in each.
   const auto prefetch_x = [&](int first_row) {
     if constexpr (!kDealt) {  // few images are in L2 anyway
       constexpr int kUnits = ceil_div(Config::kInChannels, 32);
@@ -200,7 +205,13 @@ __global__ void __launch_bounds__(32 * Config::kMaxWarps, 1)
       }
     }
   };
-  const auto load_x = [&](int first_row) {
+  // fetch_x() asks for the rows of a step, while the step before still computes; take_x() makes them x. Lane t's
+  // channels of k-step s are 16·s + 4t … 4t + 3, one load of 8 bytes (the weights' rows are packed in that order), or
+  // 16·s + 2t and the next of a half step. The words that a load puts side by side belong to different halves of a
+  // fragment; computed() says that moving them there is worth a register each, once a step. Else the compiler leaves
+  // them where they are, and moves all of them in every chunk.
+  Words2 fetched[kStepRows][kLaneColumns][Config::kSteps];
+  const auto fetch_x = [&](int first_row) {
 #pragma unroll
     for (int i = 0; i < kStepRows; ++i) {
       const int row = first_row + i;
@@ -209,46 +220,73 @@ __global__ void __launch_bounds__(32 * Config::kMaxWarps, 1)
         const bool inside = in_pixel[j] >= 0 && row >= 0 && row < params.height;
         const std::int64_t offset = static_cast<std::int64_t>(in_pixel[j] + row * params.width) * Config::kInChannels;
 #pragma unroll
-        for (int eighth = 0; eighth < Config::kInChannels / 8; ++eighth) {
-          Pair<T> channels{0};
-          if (inside) channels = params.x.template load<Pair<T>>(offset + eighth * 8 + 2 * t);
-          x[i][j / 2][eighth / 2].reg[2 * (eighth % 2) + j % 2] = channels;
+        for (int step = 0; step < Config::kSteps; ++step) {
+          Words2 words{};
+          if (inside && step < Config::kFullSteps) words = params.x.template load<Words2>(offset + step * 16 + 4 * t);
+          if (inside && step >= Config::kFullSteps) {
+            words.word[0] = params.x.template load<Pair<T>>(offset + step * 16 + 2 * t).bits;
+          }
+          fetched[i][j][step] = words;
+        }
+      }
+    }
+  };
+  const auto take_x = [&] {
+#pragma unroll
+    for (int i = 0; i < kStepRows; ++i) {
+#pragma unroll
+      for (int j = 0; j < kLaneColumns; ++j) {
+#pragma unroll
+        for (int step = 0; step < Config::kSteps; ++step) {
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            x[i][j / 2][step].reg[2 * half + j % 2] = computed(Pair<T>{fetched[i][j][step].word[half]});
+          }
         }
       }
     }
   };
 
-  // Hidden values [row][8 channels][column] of a chunk; zero outside of the map, and not silu(bias).
-  Pair<T> hidden[kStepRows][2][kLaneColumns];
-  const auto expand = [&](int record, int first_row, int skipped) {  // without the step's first `skipped` rows
-    FragmentC sums[kStepRows][Config::kColumnTiles][2];
-    FragmentC bias[2];
+  // The expand product, for 8 hidden channels (half a chunk) at a time: start_expand() is the products,
+  // finish_expand() makes hidden values [row][column] of them; zero outside of the map, and not silu(bias). Between the
+  // two lies the depthwise step of the half before: independent instructions, with which the compiler fills the
+  // products' latencies. Both without the step's first `skipped` rows.
+  FragmentC products[kStepRows][Config::kColumnTiles];
+  Pair<T> hidden[kStepRows][kLaneColumns];
+  const auto start_expand = [&](int record, int half, int skipped) {
+    const Floats2 bias = weights.template load<Floats2>(record + kRecord.expand_bias / 2 + (half * 8 + 2 * t) * 2);
+    FragmentB<T> b[Config::kSteps];
+    const int first = record + kRecord.expand / 2 + half * Config::kSteps * 128;
 #pragma unroll
-    for (int q = 0; q < 2; ++q) {
-      const Floats2 pair = weights.template load<Floats2>(record + kRecord.expand_bias / 2 + (q * 8 + 2 * t) * 2);
-      bias[q] = FragmentC{{pair.value[0], pair.value[1], pair.value[0], pair.value[1]}};
+    for (int step = 0; step < Config::kSteps; step += 2) {
+      if (step + 1 < Config::kSteps) {
+        const Words4 words = weights.template load<Words4>(first + step * 128 + lane * 8);
+        b[step] = {{{words.word[0]}, {words.word[1]}}};
+        b[step + 1] = {{{words.word[2]}, {words.word[3]}}};
+      } else {
+        const Words2 words = weights.template load<Words2>(first + step * 128 + lane * 4);
+        b[step] = {{{words.word[0]}, {words.word[1]}}};
+      }
     }
 #pragma unroll
     for (int step = 0; step < Config::kSteps; ++step) {
-      const Words4 words = weights.template load<Words4>(record + kRecord.expand / 2 + (step * 32 + lane) * 8);
 #pragma unroll
-      for (int q = 0; q < 2; ++q) {
-        const FragmentB<T> b{{{words.word[2 * q]}, {words.word[2 * q + 1]}}};
+      for (int i = 0; i < kStepRows; ++i) {
+        if (i < skipped) continue;
 #pragma unroll
-        for (int i = 0; i < kStepRows; ++i) {
-          if (i < skipped) continue;
-#pragma unroll
-          for (int m = 0; m < Config::kColumnTiles; ++m) {
-            if (step == 0) sums[i][m][q] = bias[q];
-            if (step < Config::kFullSteps) {
-              mma_m16n8k16(sums[i][m][q], x[i][m][step], b);
-            } else {
-              mma_m16n8k8(sums[i][m][q], x[i][m][step], b);
-            }
+        for (int m = 0; m < Config::kColumnTiles; ++m) {
+          FragmentC& sum = products[i][m];
+          if (step == 0) sum = FragmentC{{bias.value[0], bias.value[1], bias.value[0], bias.value[1]}};
+          if (step < Config::kFullSteps) {
+            mma_m16n8k16(sum, x[i][m][step], b[step]);
+          } else {
+            mma_m16n8k8(sum, x[i][m][step], b[step]);
           }
         }
       }
     }
+  };
+  const auto finish_expand = [&](int first_row, int skipped) {
 #pragma unroll
     for (int i = 0; i < kStepRows; ++i) {
       if (i < skipped) continue;
@@ -256,13 +294,10 @@ __global__ void __launch_bounds__(32 * Config::kMaxWarps, 1)
 #pragma unroll
       for (int j = 0; j < kLaneColumns; ++j) {
         const std::uint32_t inside = row_inside && in_pixel[j] >= 0 ? 0xffffffffu : 0u;
-#pragma unroll
-        for (int q = 0; q < 2; ++q) {
-          const FragmentC& sum = sums[i][j / 2][q];
-          const Pair<T> value =
-              make_pair<T>(silu_of_half(sum.value[2 * (j % 2)]), silu_of_half(sum.value[2 * (j % 2) + 1]));
-          hidden[i][q][j].bits = value.bits & inside;
-        }
+        const FragmentC& sum = products[i][j / 2];
+        const Pair<T> value =
+            make_pair<T>(silu_of_half(sum.value[2 * (j % 2)]), silu_of_half(sum.value[2 * (j % 2) + 1]));
+        hidden[i][j].bits = value.bits & inside;
       }
     }
   };
@@ -271,10 +306,7 @@ __global__ void __launch_bounds__(32 * Config::kMaxWarps, 1)
 #pragma unroll
     for (int i = 0; i < kStepRows; ++i) {
 #pragma unroll
-      for (int q = 0; q < 2; ++q) {
-#pragma unroll
-        for (int j = 0; j < kLaneColumns; ++j) hidden[i][q][j].bits = 0;
-      }
+      for (int j = 0; j < kLaneColumns; ++j) hidden[i][j].bits = 0;
     }
   };
 
@@ -297,7 +329,7 @@ __global__ void __launch_bounds__(32 * Config::kMaxWarps, 1)
 #pragma unroll
     for (int i = 0; i < kStepRows; ++i) {
 #pragma unroll
-      for (int j = 0; j < kLaneColumns; ++j) window[Config::kOldRows + i][j] = hidden[i][q][j];
+      for (int j = 0; j < kLaneColumns; ++j) window[Config::kOldRows + i][j] = hidden[i][j];
     }
 #pragma unroll
     for (int i = 0; i < Config::kWindowRows; ++i) {
@@ -314,7 +346,7 @@ __global__ void __launch_bounds__(32 * Config::kMaxWarps, 1)
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int row = kStepRows - Config::kOldRows + (4 * v + i) / kLaneColumns;
-        words.word[i] = hidden[row][q][(4 * v + i) % kLaneColumns].bits;
+        words.word[i] = hidden[row][(4 * v + i) % kLaneColumns].bits;
       }
       old_rows.store(vector_of(chunk, q, v), words);
     }
@@ -445,30 +477,49 @@ __global__ void __launch_bounds__(32 * Config::kMaxWarps, 1)
       }
     }
   };
-  const auto add_pair = [&](FragmentC& sum, int j, std::uint32_t bits) {
-    sum.value[2 * j] += low(Pair<T>{bits});
-    sum.value[2 * j + 1] += high(Pair<T>{bits});
-  };
-  // All loads are under way before the first is waited for; outside of the map they are left out.
-  const auto add_residual = [&](int first_row, int end_row) {
-    Words2 channels[Config::kOutTiles][2][Config::kOutPairs];
-    for_each_place(first_row, end_row, [&](int tile, int j, bool inside, std::int64_t offset) {
+  // The residual comes from registers: output pixel (row, column) has its input pixel a column further right, in the
+  // same lane or the first of the next group, and row i of a step in row i − 1 of this step's x. The last row of the
+  // step before waits in shared memory, each lane's in its own place.
+  const auto keep_last_row = [&] {
+    if constexpr (Config::kCanAddInput) {
+      if (!params.residual || (kDealt && warp != 0)) return;
 #pragma unroll
-      for (int pair = 0; pair < Config::kOutPairs; ++pair) {
-        Words2 words{};
-        if (inside && pair < kFullPairs) words = params.x.template load<Words2>(offset + pair * 16 + 4 * t);
-        if (inside && pair >= kFullPairs) {
-          words.word[0] = params.x.template load<Pair<T>>(offset + pair * 16 + 2 * t).bits;
+      for (int m = 0; m < Config::kColumnTiles; ++m) {
+#pragma unroll
+        for (int step = 0; step < Config::kSteps; ++step) {
+          Words4 words;
+#pragma unroll
+          for (int i = 0; i < 4; ++i) words.word[i] = x[kStepRows - 1][m][step].reg[i].bits;
+          last_row.store(((m * Config::kSteps + step) * 32 + lane) * 8, words);
         }
-        channels[tile][j][pair] = words;
       }
-    });
+    }
+  };
+  const auto add_residual = [&] {
 #pragma unroll
-    for (int tile = 0; tile < Config::kOutTiles; ++tile) {
+    for (int step = 0; step < Config::kSteps; ++step) {
 #pragma unroll
-      for (int n = 0; n < Config::kOutColumnTiles; ++n) {
+      for (int i = 0; i < kStepRows; ++i) {
+        Pair<T> row[2][kLaneColumns + 1];  // [half of the k-step][column]
 #pragma unroll
-        for (int j = 0; j < 2; ++j) add_pair(sums[tile][n], j, channels[tile][j][n / 2].word[n % 2]);
+        for (int m = 0; m < Config::kColumnTiles; ++m) {
+          Words4 words;
+          if (i == 0) words = last_row.template load<Words4>(((m * Config::kSteps + step) * 32 + lane) * 8);
+#pragma unroll
+          for (int k = 0; k < 4; ++k) {
+            row[k / 2][2 * m + k % 2] = i == 0 ? Pair<T>{words.word[k]} : x[i == 0 ? 0 : i - 1][m][step].reg[k];
+          }
+        }
+#pragma unroll
+        for (int n = 0; n < 2 && 2 * step + n < Config::kOutColumnTiles; ++n) {
+          row[n][kLaneColumns] = shuffle_down(row[n][0], 4);
+#pragma unroll
+          for (int j = 0; j < kLaneColumns; ++j) {
+            FragmentC& sum = sums[i * Config::kTilesAcross + j / 2][2 * step + n];
+            sum.value[2 * (j % 2)] += low(row[n][j + 1]);
+            sum.value[2 * (j % 2) + 1] += high(row[n][j + 1]);
+          }
+        }
       }
     }
   };
@@ -488,7 +539,7 @@ __global__ void __launch_bounds__(32 * Config::kMaxWarps, 1)
   };
 
   // Dealt: the sums of all warps of the block, added up and stored, each (tile, pair) by one warp.
-  const int partial_begin = weight_count * 2 + params.block_warps * warp_chunks * Config::kWindowBytes;
+  const int partial_begin = old_rows_begin + params.block_warps * warp_chunks * Config::kWindowBytes;
   const auto store_dealt = [&](int first_row, int end_row) {
     const Shared<float> partial =
         shared_region<float>("partial", partial_begin, params.block_warps * (Config::kPartialBytes / 4));
@@ -504,24 +555,24 @@ __global__ void __launch_bounds__(32 * Config::kMaxWarps, 1)
       }
     }
     sync_block();
+    // Not unrolled: a warp takes one or two of these, and at one image every instruction is fetched for the first time.
+#pragma unroll 1
+    for (int place = warp; place < Config::kOutTiles * Config::kOutPairs; place += params.block_warps) {
+      const int tile = place / Config::kOutPairs;
+      const int pair = place - tile * Config::kOutPairs;
+      FragmentC total[2] = {FragmentC{{0.0f, 0.0f, 0.0f, 0.0f}}, FragmentC{{0.0f, 0.0f, 0.0f, 0.0f}}};
+      for (int of_warp = 0; of_warp < params.block_warps; ++of_warp) {
 #pragma unroll
-    for (int tile = 0; tile < Config::kOutTiles; ++tile) {
+        for (int n = 0; n < 2; ++n) {
+          if (2 * pair + n >= Config::kOutColumnTiles) continue;
+          const Floats4 part = partial.template load<Floats4>(slot_of(of_warp, tile, 2 * pair + n));
 #pragma unroll
-      for (int pair = 0; pair < Config::kOutPairs; ++pair) {
-        if ((tile * Config::kOutPairs + pair) % params.block_warps != warp) continue;
-        FragmentC total[2] = {FragmentC{{0.0f, 0.0f, 0.0f, 0.0f}}, FragmentC{{0.0f, 0.0f, 0.0f, 0.0f}}};
-        for (int of_warp = 0; of_warp < params.block_warps; ++of_warp) {
-#pragma unroll
-          for (int n = 0; n < 2 && 2 * pair + n < Config::kOutColumnTiles; ++n) {
-            const Floats4 part = partial.template load<Floats4>(slot_of(of_warp, tile, 2 * pair + n));
-#pragma unroll
-            for (int i = 0; i < 4; ++i) total[n].value[i] += part.value[i];
-          }
+          for (int i = 0; i < 4; ++i) total[n].value[i] += part.value[i];
         }
-        for_each_output(first_row, end_row, [&](int of_tile, int j, std::int64_t offset) {
-          if (of_tile == tile) store_pair(total[0], total[1], pair, j, offset);
-        });
       }
+      for_each_output(first_row, end_row, [&](int of_tile, int j, std::int64_t offset) {
+        if (of_tile == tile) store_pair(total[0], total[1], pair, j, offset);
+      });
     }
     sync_block();  // the sums of the next step come in the same place
   };
@@ -537,38 +588,57 @@ __global__ void __launch_bounds__(32 * Config::kMaxWarps, 1)
     // The first step only fills the window, with its last rows; a loop of its own rather than a branch in the inner
     // one.
     int in_row = kStride * begin_row + Config::kOldRows - 1 - kStepRows;
-    load_x(in_row);
+    fetch_x(in_row);
     prefetch_x(in_row + kStepRows);
+    take_x();
     for (int chunk = first_chunk; chunk < params.chunks; chunk += chunk_step) {
-      if (in_row + kStepRows > 0) {
-        expand(chunk * kRecordCount, in_row, kStepRows - Config::kOldRows);
-      } else {
-        clear_hidden();  // at stride 2 this row lies above the image
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        if (in_row + kStepRows > 0) {
+          start_expand(chunk * kRecordCount, half, kStepRows - Config::kOldRows);
+          finish_expand(in_row, kStepRows - Config::kOldRows);
+        } else {
+          clear_hidden();  // at stride 2 this row lies above the image
+        }
+        keep_rows(chunk, half);
       }
-      keep_rows(chunk, 0);
-      keep_rows(chunk, 1);
     }
+    keep_last_row();
+    fetch_x(in_row + kStepRows);
     for (int row = begin_row; row < end_row; row += Config::kOutRows) {
       in_row += kStepRows;
-      load_x(in_row);
       prefetch_x(in_row + kStepRows);
+      take_x();
       start_sums();
-      if constexpr (kStride == 1 && Config::kInChannels == Config::kOutChannels) {
-        if (params.residual && (!kDealt || warp == 0)) add_residual(row, end_row);
+      if constexpr (Config::kCanAddInput) {
+        if (params.residual && (!kDealt || warp == 0)) add_residual();
       }
-      for (int chunk = first_chunk; chunk < params.chunks; chunk += chunk_step) {
+      start_expand(first_chunk * kRecordCount, 0, 0);
+      finish_expand(in_row, 0);
+      const auto take_chunk = [&](int chunk, auto last) {
+        constexpr bool kLast = decltype(last)::value != 0;
         const int record = chunk * kRecordCount;
-        expand(record, in_row, 0);
         Pair<T> taps[20];
         load_taps(record, taps);
-#pragma unroll
-        for (int q = 0; q < 2; ++q) {
-          fill_window(chunk, q);
-          keep_rows(chunk, q);
-          depthwise(q, taps + 10 * q);
+        fill_window(chunk, 0);
+        keep_rows(chunk, 0);
+        start_expand(record, 1, 0);
+        depthwise(0, taps);
+        finish_expand(in_row, 0);
+        if constexpr (kLast) {  // x is free
+          keep_last_row();
+          fetch_x(row + Config::kOutRows < end_row ? in_row + kStepRows : params.height);
         }
+        fill_window(chunk, 1);
+        keep_rows(chunk, 1);
+        if constexpr (!kLast) start_expand(record + chunk_step * kRecordCount, 0, 0);
+        depthwise(1, taps + 10);
+        if constexpr (!kLast) finish_expand(in_row, 0);
         project(record);
-      }
+      };
+      int chunk = first_chunk;
+      for (; chunk + chunk_step < params.chunks; chunk += chunk_step) take_chunk(chunk, Constant<0>{});
+      take_chunk(chunk, Constant<1>{});
       if constexpr (kDealt) {
         store_dealt(row, end_row);
       } else {

@@ -52,6 +52,17 @@ MVK_DEVICE float computed(float x) {
   asm volatile("add.f32 %0, %1, 0f00000000;" : "=f"(y) : "f"(x));
   return y;
 }
+// The same of a pair: x·1 − 0.
+template <class T>
+MVK_DEVICE Pair<T> computed(Pair<T> x) {
+  Pair<T> y;
+  if constexpr (IsSame<T, Half>::value) {
+    asm volatile("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(y.bits) : "r"(x.bits), "r"(0x3c003c00u), "r"(0x80008000u));
+  } else {
+    asm volatile("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(y.bits) : "r"(x.bits), "r"(0x3f803f80u), "r"(0x80008000u));
+  }
+  return y;
+}
 
 // The larger one; the other where one is NaN.
 MVK_DEVICE float max_of(float a, float b) { return fmaxf(a, b); }

@@ -58,6 +58,10 @@ inline float rsqrt_approx(float x) {
 }
 
 inline float computed(float x) { return x + 0.0f; }
+template <class T>
+Pair<T> computed(Pair<T> x) {
+  return x;
+}
 inline float max_of(float a, float b) { return std::fmax(a, b); }
 
 inline float multiply_add(float a, float b, float c) { return std::fma(a, b, c); }

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from torch import Tensor
 from mobilevit_kernels import native
 from mobilevit_kernels.canonical import InvertedResidualWeights
 from mobilevit_kernels.native.clusters import clusters_at_once
-from mobilevit_kernels.native.fragments import lane_channels, pad_to, to_b_fragments
+from mobilevit_kernels.native.fragments import lane_channels, pad_to, to_b_fragments, to_b_tiles
 from mobilevit_kernels.native.launches import Alternatives, Launch, Slot, execute, map_slot
 from mobilevit_kernels.packed import Packed
 
@@ -55,7 +56,12 @@ def _bytes(x: Tensor) -> Tensor:
     return x.contiguous().view(torch.uint8).flatten()
 
 
-def pack_chunks(weights: InvertedResidualWeights, dtype: torch.dtype, chunk: int) -> Tensor:
+def pack_chunks(
+    weights: InvertedResidualWeights,
+    dtype: torch.dtype,
+    chunk: int,
+    expand_fragments: Callable[[Tensor], Tensor] = to_b_fragments,
+) -> Tensor:
     """The records of csrc/inverted_residual_record.cuh, on the CPU.
 
     Expand and depthwise weights and biases are halved: the kernels compute ``silu(x)`` from ``x / 2``.
@@ -84,7 +90,7 @@ def pack_chunks(weights: InvertedResidualWeights, dtype: torch.dtype, chunk: int
             # (16 channels, q, t, h, 10) → (16 channels, t, q, 10, h): the ten pairs of a lane's two channels.
             taps = depthwise[part].reshape(chunk // 16, 2, 4, 2, 10).permute(0, 2, 1, 4, 3)
             records += [
-                _bytes(to_b_fragments(expand[part].t()).to(dtype)),
+                _bytes(expand_fragments(expand[part].t()).to(dtype)),
                 _bytes(taps.to(dtype)),
                 _bytes(expand_bias[part]),
                 _bytes(depthwise_bias[part]),
@@ -93,11 +99,25 @@ def pack_chunks(weights: InvertedResidualWeights, dtype: torch.dtype, chunk: int
     return torch.cat(records).view(dtype).reshape(-(-out_channels // pass_channels), chunks, chunk, -1)
 
 
+def _halves(matrix: Tensor) -> Tensor:
+    """Reorders a (K, 16) matrix, K zero-padded to a multiple of 16: tile by tile, a lane's words of two k-steps a load.
+
+    Of an odd number of k-steps the last one is alone. Flat: of each of the two n8 tiles its pairs of k-steps
+    (pair, 32 lanes, 2 k-steps, 4 values), then (32, 4) of the last.
+    """
+    tiles = to_b_tiles(pad_to(matrix, -(-matrix.shape[0] // 16) * 16, 16)).transpose(0, 1)  # tile, k-step, lane, values
+    paired = tiles.shape[1] // 2 * 2
+    pairs = tiles[:, :paired].reshape(2, -1, 2, 32, 4).transpose(2, 3)
+    return torch.cat([pairs.flatten(1), tiles[:, paired:].flatten(1)], 1)
+
+
 def pack_rows(weights: InvertedResidualWeights, dtype: torch.dtype) -> Tensor:
-    """The records of the row kernel, on the CPU: output channels in the order in which its lanes store them."""
-    order = lane_channels(weights.project_weight.shape[0])
-    reordered = dataclasses.replace(weights, project_weight=weights.project_weight[order])
-    return pack_chunks(reordered, dtype, _ROW_CHUNK)
+    """The records of the row kernel, on the CPU: channels in the order in which its lanes load and store them."""
+    in_order, out_order = (lane_channels(weight.shape[0]) for weight in (weights.expand_weight[0], weights.project_weight))
+    reordered = dataclasses.replace(
+        weights, expand_weight=weights.expand_weight[:, in_order], project_weight=weights.project_weight[out_order]
+    )
+    return pack_chunks(reordered, dtype, _ROW_CHUNK, _halves)
 
 
 def _needed(backend: str, in_channels: int, out_channels: int, chunk: int) -> int:
