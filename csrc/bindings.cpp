@@ -148,6 +148,7 @@ PYBIND11_MODULE(_C, module) {
   module.def("inverted_residual_cluster_shared_bytes", &mvk::inverted_residual_cluster_shared_bytes);
   module.def("inverted_residual_rows_shared_bytes", &mvk::inverted_residual_rows_shared_bytes);
   module.def("inverted_residual_rows_dealt_pixels", &mvk::inverted_residual_rows_dealt_pixels);
+  module.def("inverted_residual_rows_workspace_bytes", &mvk::inverted_residual_rows_workspace_bytes);
   module.def("transformer_shared_bytes", &mvk::transformer_shared_bytes);
   module.def("transformer_cluster_shared_bytes", &mvk::transformer_cluster_shared_bytes);
   module.def("transformer_wgmma_shared_bytes", &mvk::transformer_wgmma_shared_bytes);

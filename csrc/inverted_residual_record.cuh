@@ -5,7 +5,9 @@
 
 namespace mvk {
 
-// One chunk's weights: offsets in bytes, each a multiple of 16.
+// One chunk's weights: offsets in bytes, each a multiple of 16. The row kernel's differ in two fields: its expand
+// fragments are [n-tile][pair of k-steps][lane][4 words], an odd last k-step [lane][2 words]; and the expand biases are
+// C fragments, [n-tile][t][channels 2t, 2t+1, twice], in the place of both biases.
 struct InvertedResidualRecord {
   int expand;       // B fragments [k-step][pair of n-tiles][lane][4 words]; a last half k-step keeps its full size
   int depthwise;    // [16 channels][t][channels 2t.. | 2t+8..][10] pairs, the tenth the bias

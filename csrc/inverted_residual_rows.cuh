@@ -12,6 +12,10 @@
 //
 // so that shared memory moves weights and the window's old rows, and no hidden value crosses from warp to warp.
 //
+// The chain of one chunk is long (products, SiLU, nine sums, SiLU, products), and there are two or three warps a
+// scheduler to fill the waits. So halves of chunks overlap: the products of the next 8 hidden channels stand between the
+// depthwise sums of these 8, as independent instructions of the same warp.
+//
 // Which lane owns which pixel: the rows of an m16 tile are pixels, and which pixel is which row is free to choose. Lane
 // group g = lane / 4 holds rows g and g + 8 of each tile. They are made neighbours, here with kColumnTiles = 2:
 //
@@ -28,19 +32,25 @@
 // multiple of the strip's width. Input column c of image b is virtual column b·stride·(OW + 1) + c + 1, output column c
 // is b·(OW + 1) + c.
 //
-// To fill a GPU, strips are cut into segments of output rows; each begins with a step that only fills the window. What
-// an output pixel is computed from, and in which order, depends neither on strip nor segment: results are bitwise the
-// same at every batch size.
+// To fill a GPU, the steps of all strips are laid end to end and cut into runs (choose_runs() in the .cu file). A run
+// begins with a step that only fills the window, and so does every strip in it. What an output pixel is computed from,
+// and in which order, depends neither on strip nor run: results are bitwise the same at every batch size.
 //
-// Dealt (kDealt): a few images are too few strips and segments to fill a GPU, and a warp's walk over all hidden
-// channels is what they wait for. Then a block takes one item at a time, all of its warps the same strip and rows, and
+// Dealt (kDealt): a few images are too few strips and steps to fill a GPU, and a warp's walk over all hidden
+// channels is what they wait for. Then a block takes one run at a time, all of its warps the same strip and rows, and
 // warp w the chunks w, w + warps, …: a fraction of the walk. Their sums meet in shared memory after each step, added up
 // in the order of the warps; the (tile, pair of n-tiles) number i of a step is added up and stored by warp i % warps.
 // Two barriers a step; weights, x and the filling steps as before. Bitwise the same at every place and batch size too,
 // but not the same as undealt.
 //
+// In two passes (Config::kPasses): where the weights of all hidden channels do not fit into shared memory beside the
+// old rows, those of a half do. A first launch takes the first half of the chunks and leaves its sums in device memory,
+// in float, each lane's in its own place; a second one begins with them.
+//
 // Output channels are reordered when the weights are packed (mobilevit_kernels/native/inverted_residual.py), so that
 // lane t stores 4 neighbouring channels 4t … 4t+3 of 16: whole sectors, straight from registers.
+//
+// The residual is added from registers: x of the step, and of the row before it, which waits in shared memory.
 //
 // Bytes: x (strips overlap by 2 columns of 16 or 32), y, the weights once a block. MUFU: hidden · (input pixels +
 // output pixels). Shared memory moves, for 16 hidden channels of a step with M m-tiles of input and N of output pixels,
@@ -64,7 +74,7 @@ namespace mvk {
 
 // Sizes that the kernel and its launcher share; everything in them is known before the launch.
 template <class T, int kStrideOf, int kInChannelsOf, int kOutChannelsOf, int kColumnTilesOf, int kStepRowsOf,
-          int kMaxWarpsOf>
+          int kMaxWarpsOf, int kPassesOf = 1>
 struct InvertedResidualRowsConfig {
   using Type = T;
   static constexpr int kStride = kStrideOf;
@@ -73,6 +83,7 @@ struct InvertedResidualRowsConfig {
   static constexpr int kColumnTiles = kColumnTilesOf;  // m16 tiles side by side in a strip
   static constexpr int kStepRows = kStepRowsOf;        // input rows of a step
   static constexpr int kMaxWarps = kMaxWarpsOf;        // of a block; there is one block an SM
+  static constexpr int kPasses = kPassesOf;            // over x, each with its share of the hidden channels
 
   static constexpr int kChunk = 16;                      // hidden channels
   static constexpr int kLaneColumns = 2 * kColumnTiles;  // of a lane group
@@ -93,7 +104,8 @@ struct InvertedResidualRowsConfig {
   static constexpr int kWindowVectors = kOldRows * kLaneColumns / 4;     // 16-byte vectors a lane for 8 hidden channels
   static constexpr int kWindowBytes = 2 * kWindowVectors * 512;          // of a warp for a chunk
   static constexpr int kPartialBytes = kOutTiles * 2 * kOutPairs * 512;  // dealt: the sums of a warp
-  static constexpr bool kCanAddInput = kStride == 1 && kInChannels == kOutChannels;
+  static constexpr int kStepSums = kOutTiles * kOutColumnTiles * 128;    // of a step, between two passes
+  static constexpr bool kCanAddInput = kStride == 1 && kInChannels == kOutChannels && kPasses == 1;
   static constexpr int kLastRowBytes = kCanAddInput ? kColumnTiles * kSteps * 512 : 0;  // of a warp: a row of x
 
   static_assert(kStepRows >= 2 && kStepRows % kStride == 0, "a step makes whole output rows and leaves its old rows");
@@ -102,26 +114,37 @@ struct InvertedResidualRowsConfig {
   static_assert(kWindowVectors * 4 == kOldRows * kLaneColumns, "the window moves in vectors of 16 bytes");
 };
 
+// Which hidden channels a warp walks over, and where its sums begin and go.
+enum class RowsForm {
+  kWhole,      // all of them
+  kDealt,      // a share of them, beside the other warps of the block
+  kFirstPass,  // the first half, with sums to memory
+  kLastPass,   // the second half, with sums from there
+};
+
 template <class T>
 struct InvertedResidualRowsParams {
   Global<const T> x;
-  Global<const T> weights;   // [chunk] records
+  Global<const T> weights;   // [chunk] records, those of a pass
   Global<const float> bias;  // (C_out,), of the project
   Global<T> y;
+  Global<float> sums;        // between two passes: [strip][step][tile][n-tile][lane][4]
   int batch, height, width;  // of x
   int out_height, out_width;
   int chunks;
   int strips;
-  int segment_rows;  // output rows of a segment, a multiple of a step's
-  int items;         // strips · segments
+  int strip_steps;  // of a strip; those behind its last row are empty
+  int run_steps;    // that a warp (dealt: a block) takes at a time, of all strips' laid end to end
+  int runs;
   int blocks, block_warps;
   bool residual;
 };
 
-template <class Config, bool kDealt>
+template <class Config, RowsForm kForm>
 __global__ void __launch_bounds__(32 * Config::kMaxWarps, 1)
     inverted_residual_rows_kernel(const InvertedResidualRowsParams<typename Config::Type> params) {
   using T = typename Config::Type;
+  constexpr bool kDealt = kForm == RowsForm::kDealt;
   constexpr int kStride = Config::kStride;
   constexpr int kLaneColumns = Config::kLaneColumns;
   constexpr int kLaneOutputs = Config::kLaneOutputs;
@@ -141,13 +164,12 @@ __global__ void __launch_bounds__(32 * Config::kMaxWarps, 1)
   const int first_chunk = kDealt ? warp : 0;
   const int chunk_step = kDealt ? params.block_warps : 1;
   const int warp_chunks = kDealt ? ceil_div(params.chunks, params.block_warps) : params.chunks;
-  const int last_rows = kDealt ? 1 : params.block_warps;  // dealt: only the first warp adds the residual
-  const Shared<T> last_row =
-      shared_region<T>("last row", weight_count * 2 + (kDealt ? 0 : warp) * Config::kLastRowBytes,
-                       Config::kLastRowBytes / 2);
-  const int old_rows_begin = weight_count * 2 + last_rows * Config::kLastRowBytes;
-  const Shared<T> old_rows = shared_region<T>("old rows", old_rows_begin + warp * warp_chunks * Config::kWindowBytes,
-                                              warp_chunks * (Config::kWindowBytes / 2));
+  // A warp's own: a row of x for the residual, then the window's old rows of each of its chunks.
+  const int warp_bytes = Config::kLastRowBytes + warp_chunks * Config::kWindowBytes;
+  const int own_begin = weight_count * 2 + warp * warp_bytes;
+  const Shared<T> last_row = shared_region<T>("last row", own_begin, Config::kLastRowBytes / 2);
+  const Shared<T> old_rows =
+      shared_region<T>("old rows", own_begin + Config::kLastRowBytes, warp_chunks * (Config::kWindowBytes / 2));
   for (int i = thread_index() * 8; i < weight_count; i += params.block_warps * 32 * 8) {
     copy_async_16(weights, i, params.weights, i);
   }
@@ -254,7 +276,7 @@ __global__ void __launch_bounds__(32 * Config::kMaxWarps, 1)
   FragmentC products[kStepRows][Config::kColumnTiles];
   Pair<T> hidden[kStepRows][kLaneColumns];
   const auto start_expand = [&](int record, int half, int skipped) {
-    const Floats2 bias = weights.template load<Floats2>(record + kRecord.expand_bias / 2 + (half * 8 + 2 * t) * 2);
+    const Floats4 bias = weights.template load<Floats4>(record + kRecord.expand_bias / 2 + (half * 4 + t) * 8);
     FragmentB<T> b[Config::kSteps];
     const int first = record + kRecord.expand / 2 + half * Config::kSteps * 128;
 #pragma unroll
@@ -276,7 +298,7 @@ __global__ void __launch_bounds__(32 * Config::kMaxWarps, 1)
 #pragma unroll
         for (int m = 0; m < Config::kColumnTiles; ++m) {
           FragmentC& sum = products[i][m];
-          if (step == 0) sum = FragmentC{{bias.value[0], bias.value[1], bias.value[0], bias.value[1]}};
+          if (step == 0) sum = FragmentC{{bias.value[0], bias.value[1], bias.value[2], bias.value[3]}};
           if (step < Config::kFullSteps) {
             mma_m16n8k16(sum, x[i][m][step], b[step]);
           } else {
@@ -352,13 +374,13 @@ __global__ void __launch_bounds__(32 * Config::kMaxWarps, 1)
     }
   };
 
-  // Nine taps and the bias of the channels 2t, 2t+1, then of 2t+8, 2t+9.
-  const auto load_taps = [&](int record, Pair<T>(&taps)[20]) {
+  // Nine taps and the bias of the channels 2t, 2t+1 (half 0) or 2t+8, 2t+9 (half 1).
+  const auto load_taps = [&](int record, int half, Pair<T>(&taps)[10]) {
 #pragma unroll
     for (int i = 0; i < 5; ++i) {
-      const Words4 words = weights.template load<Words4>(record + kRecord.depthwise / 2 + (t * 5 + i) * 8);
-#pragma unroll
-      for (int j = 0; j < 4; ++j) taps[4 * i + j] = Pair<T>{words.word[j]};
+      const Words2 words = weights.template load<Words2>(record + kRecord.depthwise / 2 + (t * 10 + half * 5 + i) * 4);
+      taps[2 * i] = Pair<T>{words.word[0]};
+      taps[2 * i + 1] = Pair<T>{words.word[1]};
     }
   };
 
@@ -453,19 +475,19 @@ __global__ void __launch_bounds__(32 * Config::kMaxWarps, 1)
   // 16·pair + 2t and the next.
   constexpr int kFullPairs = Config::kOutChannels / 16;
   constexpr bool kHalfPair = Config::kOutChannels % 16 != 0;
+  const auto bias_of = [&](int pair) {  // of lane t's channels
+    Floats4 bias{};
+    if (kDealt && warp != 0) return bias;  // of a step's sums only the first warp's begin with it, and the residual
+    if (pair < kFullPairs) return params.bias.template load<Floats4>(pair * 16 + 4 * t);
+    const Floats2 two = params.bias.template load<Floats2>(pair * 16 + 2 * t);
+    bias.value[0] = two.value[0];
+    bias.value[1] = two.value[1];
+    return bias;
+  };
   const auto start_sums = [&] {
 #pragma unroll
     for (int pair = 0; pair < Config::kOutPairs; ++pair) {
-      Floats4 bias{};
-      if (kDealt && warp != 0) {
-        // Of a step's sums only the first warp's begin with the bias, and with the residual.
-      } else if (pair < kFullPairs) {
-        bias = params.bias.template load<Floats4>(pair * 16 + 4 * t);
-      } else {
-        const Floats2 two = params.bias.template load<Floats2>(pair * 16 + 2 * t);
-        bias.value[0] = two.value[0];
-        bias.value[1] = two.value[1];
-      }
+      const Floats4 bias = bias_of(pair);
 #pragma unroll
       for (int tile = 0; tile < Config::kOutTiles; ++tile) {
 #pragma unroll
@@ -495,9 +517,10 @@ __global__ void __launch_bounds__(32 * Config::kMaxWarps, 1)
       }
     }
   };
-  const auto add_residual = [&] {
+  const auto start_sums_with_residual = [&] {
 #pragma unroll
     for (int step = 0; step < Config::kSteps; ++step) {
+      const Floats4 bias = bias_of(step);
 #pragma unroll
       for (int i = 0; i < kStepRows; ++i) {
         Pair<T> row[2][kLaneColumns + 1];  // [half of the k-step][column]
@@ -516,8 +539,8 @@ __global__ void __launch_bounds__(32 * Config::kMaxWarps, 1)
 #pragma unroll
           for (int j = 0; j < kLaneColumns; ++j) {
             FragmentC& sum = sums[i * Config::kTilesAcross + j / 2][2 * step + n];
-            sum.value[2 * (j % 2)] += low(row[n][j + 1]);
-            sum.value[2 * (j % 2) + 1] += high(row[n][j + 1]);
+            sum.value[2 * (j % 2)] = bias.value[2 * n] + low(row[n][j + 1]);
+            sum.value[2 * (j % 2) + 1] = bias.value[2 * n + 1] + high(row[n][j + 1]);
           }
         }
       }
@@ -531,6 +554,16 @@ __global__ void __launch_bounds__(32 * Config::kMaxWarps, 1)
       params.y.store(offset + pair * 16 + 2 * t, rounded(first));
     }
   };
+  // Calls visit(sum, offset) for each of this lane's sums: where it waits for the last pass.
+  const auto for_each_sum = [&](std::int64_t step, const auto& visit) {
+#pragma unroll
+    for (int tile = 0; tile < Config::kOutTiles; ++tile) {
+#pragma unroll
+      for (int n = 0; n < Config::kOutColumnTiles; ++n) {
+        visit(sums[tile][n], step * Config::kStepSums + (tile * Config::kOutColumnTiles + n) * 128 + lane * 4);
+      }
+    }
+  };
   const auto store_output = [&](int tile, int j, std::int64_t offset) {
 #pragma unroll
     for (int pair = 0; pair < Config::kOutPairs; ++pair) {
@@ -539,7 +572,7 @@ __global__ void __launch_bounds__(32 * Config::kMaxWarps, 1)
   };
 
   // Dealt: the sums of all warps of the block, added up and stored, each (tile, pair) by one warp.
-  const int partial_begin = old_rows_begin + params.block_warps * warp_chunks * Config::kWindowBytes;
+  const int partial_begin = weight_count * 2 + params.block_warps * warp_bytes;
   const auto store_dealt = [&](int first_row, int end_row) {
     const Shared<float> partial =
         shared_region<float>("partial", partial_begin, params.block_warps * (Config::kPartialBytes / 4));
@@ -577,26 +610,23 @@ __global__ void __launch_bounds__(32 * Config::kMaxWarps, 1)
     sync_block();  // the sums of the next step come in the same place
   };
 
-  const int first_item = kDealt ? block_index_x() : warp * params.blocks + block_index_x();
-  const int item_step = kDealt ? params.blocks : params.block_warps * params.blocks;
-  for (int item = first_item; item < params.items; item += item_step) {
-    const int segment = item / params.strips;
-    take_strip(item - segment * params.strips);
-    const int begin_row = segment * params.segment_rows;
-    const int end_row =
-        begin_row + params.segment_rows < params.out_height ? begin_row + params.segment_rows : params.out_height;
+  const auto take_rows = [&](int strip, int begin_row, int end_row) {
+    const auto step_of = [&](int row) {
+      return static_cast<std::int64_t>(strip) * ceil_div(params.out_height, Config::kOutRows) + row / Config::kOutRows;
+    };
     // The first step only fills the window, with its last rows; a loop of its own rather than a branch in the inner
     // one.
-    int in_row = kStride * begin_row + Config::kOldRows - 1 - kStepRows;
-    fetch_x(in_row);
-    prefetch_x(in_row + kStepRows);
+    const auto in_row_of = [](int row) { return kStride * row + Config::kOldRows - 1; };  // the step's first
+    const int fill_row = in_row_of(begin_row) - kStepRows;
+    fetch_x(fill_row);
+    prefetch_x(fill_row + kStepRows);
     take_x();
     for (int chunk = first_chunk; chunk < params.chunks; chunk += chunk_step) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        if (in_row + kStepRows > 0) {
+        if (fill_row + kStepRows > 0) {
           start_expand(chunk * kRecordCount, half, kStepRows - Config::kOldRows);
-          finish_expand(in_row, kStepRows - Config::kOldRows);
+          finish_expand(fill_row, kStepRows - Config::kOldRows);
         } else {
           clear_hidden();  // at stride 2 this row lies above the image
         }
@@ -604,22 +634,28 @@ __global__ void __launch_bounds__(32 * Config::kMaxWarps, 1)
       }
     }
     keep_last_row();
-    fetch_x(in_row + kStepRows);
+    fetch_x(fill_row + kStepRows);
     for (int row = begin_row; row < end_row; row += Config::kOutRows) {
-      in_row += kStepRows;
+      const int in_row = in_row_of(row);
       prefetch_x(in_row + kStepRows);
       take_x();
-      start_sums();
-      if constexpr (Config::kCanAddInput) {
-        if (params.residual && (!kDealt || warp == 0)) add_residual();
+      if constexpr (kForm == RowsForm::kLastPass) {
+        for_each_sum(step_of(row), [&](FragmentC& sum, std::int64_t offset) {
+          const Floats4 four = params.sums.template load<Floats4>(offset);
+          sum = FragmentC{{four.value[0], four.value[1], four.value[2], four.value[3]}};
+        });
+      } else if (Config::kCanAddInput && params.residual && (!kDealt || warp == 0)) {
+        if constexpr (Config::kCanAddInput) start_sums_with_residual();
+      } else {
+        start_sums();
       }
       start_expand(first_chunk * kRecordCount, 0, 0);
       finish_expand(in_row, 0);
       const auto take_chunk = [&](int chunk, auto last) {
         constexpr bool kLast = decltype(last)::value != 0;
         const int record = chunk * kRecordCount;
-        Pair<T> taps[20];
-        load_taps(record, taps);
+        Pair<T> taps[10];
+        load_taps(record, 0, taps);
         fill_window(chunk, 0);
         keep_rows(chunk, 0);
         start_expand(record, 1, 0);
@@ -629,10 +665,11 @@ __global__ void __launch_bounds__(32 * Config::kMaxWarps, 1)
           keep_last_row();
           fetch_x(row + Config::kOutRows < end_row ? in_row + kStepRows : params.height);
         }
+        load_taps(record, 1, taps);
         fill_window(chunk, 1);
         keep_rows(chunk, 1);
         if constexpr (!kLast) start_expand(record + chunk_step * kRecordCount, 0, 0);
-        depthwise(1, taps + 10);
+        depthwise(1, taps);
         if constexpr (!kLast) finish_expand(in_row, 0);
         project(record);
       };
@@ -641,9 +678,34 @@ __global__ void __launch_bounds__(32 * Config::kMaxWarps, 1)
       take_chunk(chunk, Constant<1>{});
       if constexpr (kDealt) {
         store_dealt(row, end_row);
+      } else if constexpr (kForm == RowsForm::kFirstPass) {
+        for_each_sum(step_of(row), [&](const FragmentC& sum, std::int64_t offset) {
+          params.sums.store(offset, Floats4{{sum.value[0], sum.value[1], sum.value[2], sum.value[3]}});
+        });
       } else {
         for_each_output(row, end_row, store_output);
       }
+    }
+  };
+
+  // Worked out anew each time: the registers are needed for other things.
+  const auto end_of = [&](int run) {
+    const int all_steps = params.strips * params.strip_steps;
+    const int end = (run + 1) * params.run_steps;
+    return end < all_steps ? end : all_steps;
+  };
+  const int first_run = kDealt ? block_index_x() : warp * params.blocks + block_index_x();
+  const int run_stride = kDealt ? params.blocks : params.block_warps * params.blocks;
+  for (int run = first_run; run < params.runs; run += run_stride) {
+    int step = run * params.run_steps;
+    while (step < end_of(run)) {
+      const int strip = step / params.strip_steps;
+      const int begin_row = (step - strip * params.strip_steps) * Config::kOutRows;
+      const int end_row = begin_row + (end_of(run) - step) * Config::kOutRows;
+      take_strip(strip);
+      if (begin_row < params.out_height)
+        take_rows(strip, begin_row, end_row < params.out_height ? end_row : params.out_height);
+      step = (step / params.strip_steps + 1) * params.strip_steps;
     }
   }
 }

@@ -17,6 +17,7 @@ void visit_fields(InvertedResidualArguments& a, Visit&& visit) {
   visit("row_weights", a.row_weights);
   visit("bias", a.bias);
   visit("y", a.y);
+  visit("workspace", a.workspace);
   visit("batch", a.batch);
   visit("height", a.height);
   visit("width", a.width);
@@ -229,7 +230,8 @@ inline bool is_optional_field(const char* launcher, const char* field) {
   const auto are = [&](const char* of_launcher, const char* optional) {
     return std::strcmp(launcher, of_launcher) == 0 && std::strcmp(field, optional) == 0;
   };
-  return are("conv3x3", "x2") || are("transformer", "workspace") || are("transformer_cluster", "table");
+  return are("conv3x3", "x2") || are("transformer", "workspace") || are("inverted_residual", "workspace") ||
+         are("transformer_cluster", "table");
 }
 
 }  // namespace mvk

@@ -12,6 +12,7 @@ struct InvertedResidualArguments {
   const void* row_weights;  // packed for the row kernel, which serves where it can; null: it may not
   const float* bias;        // (out_channels,)
   void* y;                  // (batch, ⌈height / stride⌉, ⌈width / stride⌉, out_channels), 16-byte aligned
+  void* workspace;          // of the row kernel, where it needs one
   int batch, height, width;
   int in_channels, hidden_channels, out_channels;
   int stride, dilation;
@@ -30,6 +31,10 @@ Status inverted_residual_rows(const InvertedResidualArguments& arguments, Stream
 // Dynamic shared memory of a block of the row kernel where a block may have `limit` bytes; 0: it does not serve this
 // shape there.
 int inverted_residual_rows_shared_bytes(int in_channels, int hidden_channels, int out_channels, int stride, int limit);
+
+// Device memory that the row kernel needs while it runs, in bytes: for the sums between two passes.
+long long inverted_residual_rows_workspace_bytes(int in_channels, int out_channels, int stride, int batch, int height,
+                                                 int width);
 
 // Up to how many output pixels a multiprocessor the row kernel had better deal the hidden channels to a block's warps;
 // 0: it cannot.

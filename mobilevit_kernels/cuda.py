@@ -163,6 +163,11 @@ class CudaLibrary:
         pixels: int = self.extension.inverted_residual_rows_dealt_pixels(*sizes)
         return pixels
 
+    def rows_workspace_bytes(self, *sizes: int) -> int:
+        """Device memory that the inverted residual's row kernel needs while it runs."""
+        needed: int = self.extension.inverted_residual_rows_workspace_bytes(*sizes)
+        return needed
+
     def shared_limit(self, device: torch.device) -> int:
         """Shared memory that a block may have on ``device``, in bytes."""
         properties: Any = torch.cuda.get_device_properties(device)  # stubs differ between torch releases

@@ -246,7 +246,7 @@ def test_the_committed_table_has_no_local_memory_traffic_in_loops() -> None:
             assert kernels.pop("inverted_residual_cluster") == 16  # 2 dtypes × 2 strides × 2 widths × 2 chunks
         assert kernels == {
             "inverted_residual": 40,  # 2 dtypes × 2 strides × 5 widths × 2 tiles
-            "inverted_residual_rows": 38,  # 2 dtypes × (12 shapes + 7 that can be dealt)
+            "inverted_residual_rows": 46,  # 2 dtypes × (12 shapes + 7 that can be dealt + 2 in two passes)
             "transformer": 36,  # 2 dtypes × 18 instances
             "resize": 2,  # 2 dtypes
             "unfold_attention_fold": 14,  # 2 dtypes × 7 head widths

@@ -121,6 +121,7 @@ SILENT = [
       for s in (1, 2) for k in (SMALL, LARGE)),
     (StageCase("inverted_residual", (24, 48, 24), (1, 24, 7, 18), {"stride": 1, "residual": True}), ROWS),
     (StageCase("inverted_residual", (16, 32, 24), (1, 16, 7, 18), {"stride": 2}), ROWS),
+    (StageCase("inverted_residual", (96, 104, 128), (1, 96, 7, 18), {"stride": 2}), ROWS),  # four chunks, then three
     (StageCase("inverted_residual", (48, 136, 48), (1, 48, 7, 18), {"stride": 1, "residual": True}), DEALT),
     (StageCase("inverted_residual", (32, 128, 64), (1, 32, 7, 18), {"stride": 2}), DEALT),
     (StageCase("inverted_residual", (24, 152, 40), (1, 24, 7, 9), {"stride": 2}), (LARGE, 2)),
@@ -146,13 +147,18 @@ def test_silent_under_many_schedules(case: StageCase, kernel: Kernel, schedules:
 
 
 SERVED_BY_ROWS = [(sizes, s, r) for sizes, s, r in PUBLISHED if sizes[0] < 80]
+TWO_PASSES = [(80, 320, 96), (96, 384, 128)]  # by the row kernel at stride 2
 
 
 def test_the_row_kernel_serves_the_large_maps() -> None:
     skip_unless_available("simt")
     for sizes, stride, _ in PUBLISHED:
         served = stride in inverted_residual.row_strides("simt", sizes, torch.device("cpu"))
-        assert served == (sizes[0] < 80), sizes
+        assert served == (sizes[0] < 128), sizes
+        needed = simt.library().rows_workspace_bytes(sizes[0], sizes[2], stride, 256, 32, 32)
+        # Sums of whole steps: 16 output pixels of a row, of which strips share one, and a column between images.
+        least = 4 * 256 * 16 * 16 * sizes[2] if sizes in TWO_PASSES else 0
+        assert least <= needed <= 1.2 * least, sizes
 
 
 def test_dealing_is_for_few_pixels() -> None:
@@ -209,10 +215,14 @@ def test_at_stride_2_tiles_are_split_before_channels_are_dealt() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
-@pytest.mark.parametrize("kernel", [ROWS, DEALT])
-@pytest.mark.parametrize(("sizes", "stride", "residual"), [c for c in SERVED_BY_ROWS if c[0][1] >= 128], ids=str)
+@pytest.mark.parametrize(
+    ("sizes", "stride", "residual", "kernel"),
+    [(*case, kernel) for case in SERVED_BY_ROWS if case[0][1] >= 128 for kernel in (ROWS, DEALT)]
+    + [(sizes, 2, False, ROWS) for sizes in TWO_PASSES],
+    ids=str,
+)
 @on_kernels
-def test_both_forms_on_published_shapes(sizes, stride, residual, kernel, dtype, backend, device) -> None:
+def test_forms_of_the_row_kernel_on_published_shapes(sizes, stride, residual, kernel, dtype, backend, device) -> None:
     skip_unless_available(backend)
     case = StageCase("inverted_residual", sizes, (2, sizes[0], 9, 17), {"stride": stride, "residual": residual})
     with form(kernel, backend):
@@ -278,9 +288,9 @@ def test_small_batches_are_split_over_clusters(backend: str, device: str) -> Non
     if not library.has_clusters(torch.device(device)):
         pytest.skip(f"{device} has no thread-block clusters")
     for sizes, height, expected in (
-        ((96, 384, 128), 32, {1: 6, 2: 6, 5: 3, 8: 2, 16: 2, 17: 0, 256: 0}),
+        ((96, 384, 128), 32, {1: 6, 2: 6, 5: 3, 8: 2, 16: 2, 17: 0, 66: 0, 67: ROWS, 256: ROWS}),
         ((128, 512, 160), 16, {1: 8, 7: 8, 8: 4, 14: 4, 16: 3, 32: 2, 66: 2, 67: 0}),
-        ((80, 320, 96), 16, {1: 5, 8: 5, 16: 3, 66: 2, 67: 0}),
+        ((80, 320, 96), 16, {1: 5, 8: 5, 16: 3, 66: 2, 67: 0, 132: 0, 133: ROWS}),
         ((16, 64, 512), 16, {1: 0}),  # one chunk
     ):
         case = StageCase("inverted_residual", sizes, (1, sizes[0], height, height), {"stride": 2})
@@ -289,17 +299,21 @@ def test_small_batches_are_split_over_clusters(backend: str, device: str) -> Non
         options = {"stride": 2, "dilation": 1, "residual": False}
         library.multiprocessors = lambda device: 132
         try:
-            for batch, blocks in expected.items():
+            for batch, form in expected.items():
+                blocks = 0 if form == ROWS else form
                 x = map_slot(batch, sizes[0], height, height, torch.float16)
                 (call,) = inverted_residual.launches(x, packed, **options)
                 assert call.sizes["cluster_blocks"] == blocks, (sizes, batch)
                 first, *others = inverted_residual.alternatives(x, packed, **options)
-                assert first == (inverted_residual.split(blocks) if blocks else inverted_residual.TILES)
+                unsplit = inverted_residual.ROWS if form == ROWS else inverted_residual.TILES
+                assert first == (inverted_residual.split(blocks) if blocks else unsplit)
+                assert bool(call.inputs["row_weights"].numel()) == (form == ROWS)
+                assert (call.workspace_bytes > 0) == (form == ROWS) == (call.kernels == 2)
                 assert len({first, *others}) == len(others) + 1
             several = sizes[1] > 64
             assert ("132 at stride 2" in inverted_residual.variant(packed)) == several
             library.has_clusters = lambda device: False
-            assert [*inverted_residual.alternatives(x, packed, **options)] == [inverted_residual.TILES]
+            assert not any("clusters" in name for name in inverted_residual.alternatives(x, packed, **options))
             assert "clusters" not in inverted_residual.variant(packed)
         finally:
             del library.multiprocessors
@@ -345,6 +359,8 @@ def test_tile_kernel_on_shapes_of_the_row_kernel(sizes, stride, residual) -> Non
         ((24, 40, 48), 2, (3, 24, 9, 11)),
         ((16, 32, 24), 2, (2, 16, 8, 62)),
         ((16, 32, 24), 2, (5, 16, 1, 2)),
+        ((80, 320, 96), 2, (3, 80, 5, 17)),
+        ((96, 384, 128), 2, (2, 96, 9, 11)),
     ],
     ids=str,
 )

@@ -55,11 +55,12 @@ def short_name(mangled: str) -> str:
             chunk = 64 if large == "1" else 32
             return f"inverted_residual_cluster {dtype} stride {stride}, {tiles} tiles, chunks of {chunk}"
         return f"inverted_residual {dtype} stride {stride}, {tiles} tiles, {'large' if large == '1' else 'small'}"
-    if config := re.search(r"InvertedResidualRowsConfigI\w+?" + r"Li(\d+)E" * 6 + r"E+Lb([01])E", mangled):
-        stride, in_channels, out_channels, tiles, step_rows, warps, dealt = config.groups()
+    if config := re.search(r"InvertedResidualRowsConfigI\w+?" + r"Li(\d+)E" * 7 + r"E+LNS_8RowsFormE(\d)E", mangled):
+        stride, in_channels, out_channels, tiles, step_rows, warps, _, form = config.groups()
+        of_form = ("", ", dealt", ", first pass", ", last pass")[int(form)]
         return (
             f"inverted_residual_rows {dtype} stride {stride}, {in_channels} → {out_channels}, "
-            f"{step_rows} × {16 * int(tiles)} pixels, {warps} warps{', dealt' if dealt == '1' else ''}"
+            f"{step_rows} × {16 * int(tiles)} pixels, {warps} warps{of_form}"
         )
     if config := re.search(r"TransformerConfigI\w+?Li(\d+)ELi(\d+)ELi(\d+)ELi(\d+)ELb([01])E", mangled):
         dim, head_tiles, row_tiles, warps, padded = config.groups()

@@ -64,6 +64,10 @@ int mvk_inverted_residual_rows_dealt_pixels(int in_channels, int hidden_channels
                                             int limit) {
   return inverted_residual_rows_dealt_pixels(in_channels, hidden_channels, out_channels, stride, limit);
 }
+long long mvk_inverted_residual_rows_workspace_bytes(int in_channels, int out_channels, int stride, int batch,
+                                                     int height, int width) {
+  return inverted_residual_rows_workspace_bytes(in_channels, out_channels, stride, batch, height, width);
+}
 int mvk_inverted_residual(const InvertedResidualArguments* arguments) {
   return guarded([&] { return inverted_residual(*arguments, Stream{}); });
 }

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -49,6 +48,11 @@ _MOST_CLUSTER_BLOCKS = 8
 # that were measured (an H200, float16, the three published shapes at batches 1 to 256) take the form that was fastest.
 _SPLIT_ENDS = 2
 _ROW_CHUNK = 16  # hidden channels that a warp of the row kernel takes at a time
+# Output pixels a multiprocessor up to which tiles take less time than the row kernel's two passes, by input channels: one
+# and two rounds of large tiles, as measured on an H200 in float16 (µs, tiles and two passes). 80 → 320 → 96 on 16×16
+# pixels: 38.5 and 24.3 at 32 images (but 13.2 split over clusters), 75.6 and 52.9 at 256. 96 → 384 → 128 on 32×32: 33.4
+# and 44.3 at 32, 63.1 and 67.9 at 64, 119.6 and 98.5 at 128, 235.6 and 154.3 at 256.
+_PIXELS_BEFORE_PASSES = {80: 64, 96: 128}
 _PASS_CHANNELS = 160  # output channels a block of the tile kernel accumulates at most
 
 
@@ -56,13 +60,8 @@ def _bytes(x: Tensor) -> Tensor:
     return x.contiguous().view(torch.uint8).flatten()
 
 
-def pack_chunks(
-    weights: InvertedResidualWeights,
-    dtype: torch.dtype,
-    chunk: int,
-    expand_fragments: Callable[[Tensor], Tensor] = to_b_fragments,
-) -> Tensor:
-    """The records of csrc/inverted_residual_record.cuh, on the CPU.
+def pack_chunks(weights: InvertedResidualWeights, dtype: torch.dtype, chunk: int, *, rows: bool = False) -> Tensor:
+    """The records of csrc/inverted_residual_record.cuh, on the CPU; ``rows``: those of the row kernel.
 
     Expand and depthwise weights and biases are halved: the kernels compute ``silu(x)`` from ``x / 2``.
 
@@ -84,22 +83,24 @@ def pack_chunks(
 
     records = []
     for first_out in range(0, out_channels, pass_channels):
-        rows = pad_to(project[first_out : first_out + pass_channels], pass_channels, hidden)
+        outputs = pad_to(project[first_out : first_out + pass_channels], pass_channels, hidden)
         for first in range(0, hidden, chunk):
             part = slice(first, first + chunk)
             # (16 channels, q, t, h, 10) → (16 channels, t, q, 10, h): the ten pairs of a lane's two channels.
             taps = depthwise[part].reshape(chunk // 16, 2, 4, 2, 10).permute(0, 2, 1, 4, 3)
+            biases = [_bytes(expand_bias[part]), _bytes(depthwise_bias[part])]
+            if rows:
+                biases = [_bytes(expand_bias[part].reshape(-1, 1, 2).expand(-1, 2, -1))]
             records += [
-                _bytes(expand_fragments(expand[part].t()).to(dtype)),
+                _bytes((_by_tiles if rows else to_b_fragments)(expand[part].t()).to(dtype)),
                 _bytes(taps.to(dtype)),
-                _bytes(expand_bias[part]),
-                _bytes(depthwise_bias[part]),
-                _bytes(to_b_fragments(rows[:, part].t()).to(dtype)),
+                *biases,
+                _bytes(to_b_fragments(outputs[:, part].t()).to(dtype)),
             ]
     return torch.cat(records).view(dtype).reshape(-(-out_channels // pass_channels), chunks, chunk, -1)
 
 
-def _halves(matrix: Tensor) -> Tensor:
+def _by_tiles(matrix: Tensor) -> Tensor:
     """Reorders a (K, 16) matrix, K zero-padded to a multiple of 16: tile by tile, a lane's words of two k-steps a load.
 
     Of an odd number of k-steps the last one is alone. Flat: of each of the two n8 tiles its pairs of k-steps
@@ -113,11 +114,13 @@ def _halves(matrix: Tensor) -> Tensor:
 
 def pack_rows(weights: InvertedResidualWeights, dtype: torch.dtype) -> Tensor:
     """The records of the row kernel, on the CPU: channels in the order in which its lanes load and store them."""
-    in_order, out_order = (lane_channels(weight.shape[0]) for weight in (weights.expand_weight[0], weights.project_weight))
+    in_order, out_order = (
+        lane_channels(weight.shape[0]) for weight in (weights.expand_weight[0], weights.project_weight)
+    )
     reordered = dataclasses.replace(
         weights, expand_weight=weights.expand_weight[:, in_order], project_weight=weights.project_weight[out_order]
     )
-    return pack_chunks(reordered, dtype, _ROW_CHUNK, _halves)
+    return pack_chunks(reordered, dtype, _ROW_CHUNK, rows=True)
 
 
 def _needed(backend: str, in_channels: int, out_channels: int, chunk: int) -> int:
@@ -259,19 +262,33 @@ def most_split_before_dealt(packed: Packed, stride: int) -> int:
     return clusters_at_once(native.library(packed.backend).multiprocessors(packed.device), 2)
 
 
+def _takes_two_passes(packed: Packed, stride: int) -> bool:
+    """Whether the row kernel has room for only half of the hidden channels' weights."""
+    in_channels, _, out_channels = packed.sizes
+    return native.library(packed.backend).rows_workspace_bytes(in_channels, out_channels, stride, 1, 1, 1) > 0
+
+
+def most_before_rows(packed: Packed, stride: int) -> int:
+    """Output pixels of a batch up to which another form than the row kernel, each warp for itself, serves."""
+    if not _takes_two_passes(packed, stride):
+        return dealt_pixels(packed, stride)
+    return _PIXELS_BEFORE_PASSES[packed.sizes[0]] * native.library(packed.backend).multiprocessors(packed.device)
+
+
 def _form(x: Slot, packed: Packed, stride: int, dilation: int) -> str:
     """Which kernel serves, in which form: by the rules of :func:`variant`."""
     rows_serve = _rows_serve(packed, stride, dilation)
     batch, _, height, width = x.shape
     out_pixels = ((height - 1) // stride + 1) * ((width - 1) // stride + 1) * batch
-    if rows_serve and out_pixels > dealt_pixels(packed, stride):
+    if rows_serve and out_pixels > most_before_rows(packed, stride):
         return ROWS
     tiles = _split_tiles(x, stride, dilation)
-    if rows_serve and tiles > most_split_before_dealt(packed, stride):
+    deals = rows_serve and dealt_pixels(packed, stride) > 0
+    if deals and tiles > most_split_before_dealt(packed, stride):
         return DEALT
     if blocks := cluster_blocks(packed, stride, tiles):
         return split(blocks)
-    return DEALT if rows_serve else TILES
+    return DEALT if deals else TILES
 
 
 def alternatives(x: Slot, packed: Packed, *, stride: int, dilation: int, residual: bool) -> Alternatives:
@@ -320,7 +337,11 @@ def launches(
     }
     inputs: dict[str, Tensor | Slot] = {"x": x, "weights": records, "row_weights": row_records, "bias": bias}
     y = map_slot(batch, out_channels, out_height, out_width, x.dtype)
-    return [Launch("inverted_residual", inputs, y, sizes, x.dtype)]
+    workspace = 0
+    if row_records.numel():
+        library = native.library(packed.backend)
+        workspace = library.rows_workspace_bytes(in_channels, out_channels, stride, batch, height, width)
+    return [Launch("inverted_residual", inputs, y, sizes, x.dtype, workspace, 2 if workspace else 1)]
 
 
 def run(x: Tensor, packed: Packed, *, stride: int, dilation: int, residual: bool) -> Tensor:
@@ -368,6 +389,9 @@ def variant(packed: Packed) -> str:
     if not strides:
         return f"fused, {tiles}"
     rows = f"sliding rows at stride {' and '.join(map(str, strides))} without dilation"
+    passes = [f"{most_before_rows(packed, stride)}" for stride in strides if _takes_two_passes(packed, stride)]
+    if passes:
+        rows += f", in two passes, from more than {' and '.join(passes)} output pixels on"
     dealt = [(stride, dealt_pixels(packed, stride)) for stride in strides]
     texts = [f"{pixels} output pixels at stride {stride}" for stride, pixels in dealt if pixels]
     if texts:

@@ -127,6 +127,13 @@ class Library(Protocol):
     def dealt_pixels(self, *sizes: int) -> int:
         """Output pixels a multiprocessor up to which the inverted residual's row kernel deals hidden channels."""
 
+    def rows_workspace_bytes(self, *sizes: int) -> int:
+        """Device memory that the inverted residual's row kernel needs while it runs.
+
+        Args:
+            sizes: in and out channels, stride, and the input's batch, height and width.
+        """
+
     def shared_limit(self, device: torch.device) -> int:
         """Shared memory that a block may have, in bytes."""
 

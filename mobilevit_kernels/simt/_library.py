@@ -93,7 +93,7 @@ def _structure(name: str, *fields: tuple[Any, str]) -> type[ctypes.Structure]:
 _ARGUMENTS: dict[str, Any] = {
     "inverted_residual": _structure(
         "InvertedResidualArguments",
-        (_POINTER, "x weights row_weights bias y"),
+        (_POINTER, "x weights row_weights bias y workspace"),
         (_INT, "batch height width in_channels hidden_channels out_channels stride dilation chunk cluster_blocks"),
         (_BOOL, "residual dealt bfloat16"),
     ),
@@ -242,6 +242,12 @@ class SimtLibrary:
         """Output pixels a multiprocessor up to which the inverted residual's row kernel deals hidden channels."""
         pixels: int = self._library.mvk_inverted_residual_rows_dealt_pixels(*sizes)
         return pixels
+
+    def rows_workspace_bytes(self, *sizes: int) -> int:
+        """Device memory that the inverted residual's row kernel needs while it runs."""
+        needed = self._library.mvk_inverted_residual_rows_workspace_bytes
+        needed.restype = ctypes.c_longlong
+        return int(needed(*sizes))
 
     def shared_limit(self, device: torch.device) -> int:
         """Shared memory that a simulated block may have, in bytes: that of sm_90 unless set otherwise."""
