@@ -129,7 +129,7 @@ class CudaLibrary:
     def place(self, x: Tensor) -> tuple[int, int]:
         """The device that ``x`` is on, by index, and the handle of the stream that is current there."""
         device = x.device.index
-        return device, torch.cuda.current_stream(device).cuda_stream
+        return device, torch._C._cuda_getCurrentRawStream(device)  # torch.cuda.current_stream makes an object of it
 
     def launch(
         self,
@@ -235,7 +235,7 @@ class _CompiledPlan:
                 tensor_of = functools.partial(self._plan.tensor_of, x, workspace, outputs)
                 call(self._library, part, tensor_of, None)
             else:
-                part.run(device=device, stream=stream, addresses=addresses, overlap=True)
+                part.run(device, stream, addresses, True)
 
 
 @functools.lru_cache(maxsize=1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import operator
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from torch import Tensor
 from mobilevit_kernels import native
 from mobilevit_kernels.native import choices, tuning
 from mobilevit_kernels.native.choices import Outcome
-from mobilevit_kernels.native.launches import Slot
+from mobilevit_kernels.native.launches import Library, Slot
 from mobilevit_kernels.plan import Plan, Recorded, Recording, Runner
 
 if TYPE_CHECKING:
@@ -84,9 +85,11 @@ class _Planned:
     """A plan for ``1 / slices`` of the batch, which runs for one slice after the other."""
 
     plan: Plan
+    library: Library
     run_slice: Runner
     slices: int
     measured: tuple[str, ...]  # where a measurement chose another alternative than the rules
+    finished: bool  # what the launches write is what the network returns: `finish` has nothing to do
     whole: dict[Slot, Slot] = field(init=False)  # the plan's outputs, for the whole batch
 
     def __post_init__(self) -> None:
@@ -166,7 +169,7 @@ class Engine:
     def notes(self) -> list[str]:
         """Sentences for the Report: plans, workspaces, graphs."""
         with self._lock:
-            notes = [planned.note(key[0]) for key, planned in self._plans.items()]
+            notes = [planned.note(tuple(shape)) for (_, shape, *_), planned in self._plans.items()]
             if self._packed and self._backend is not None and (origin := choices.origin(self._packed[0].device)):
                 notes.append(origin)
             if len(self._workspaces):
@@ -202,8 +205,7 @@ class Engine:
     def plan(self, network: MobileViT, x: Tensor, **options: Any) -> Plan | None:
         """The plan for inputs like ``x``; None where a stage is served by another backend than the CUDA kernels'."""
         self._check_weights(network)
-        planned = None if self._backend is None else self._planned(network, network.prepare(x), options)
-        return None if planned is None else planned.plan
+        return None if self._backend is None else self._planned(network, x, options)[0].plan
 
     # --- plans -------------------------------------------------------------------------------------------------------
 
@@ -222,18 +224,25 @@ class Engine:
 
     @staticmethod
     def _key(x: Tensor, options: dict[str, Any]) -> Key:
-        return (tuple(x.shape), x.dtype, x.device, *sorted(options.items()))
+        return (x.shape, x.dtype, x.device, *sorted(options.items()))
 
-    def _planned(self, network: MobileViT, image: Tensor, options: dict[str, Any]) -> _Planned:
-        key = (*self._key(image, options), image.stride())
+    def _planned(self, network: MobileViT, x: Tensor, options: dict[str, Any]) -> tuple[_Planned, Tensor]:
+        """The plan for ``x``, and ``x`` as it reads it."""
+        key = (x.stride(), *self._key(x, options))
         with self._lock:
-            planned = self._plans.get(key)
+            # Images like some that a plan reads already have passed the same checks, and are read as they are. Bytes
+            # come as (B, H, W, C) and are read as (B, C, H, W).
+            planned = self._plans.get(key) if x.dtype != torch.uint8 else None
             if planned is None:
-                planned = self._plans[key] = self._plan(network, image, options, choices.chosen(image.device))
+                x = network.prepare(x)
+                key = (x.stride(), *self._key(x, options))
+                planned = self._plans.get(key)
+                if planned is None:
+                    planned = self._plans[key] = self._plan(network, x, options, choices.chosen(x.device))
             self._plans.move_to_end(key)
             while len(self._plans) > MAX_PLANS:
                 self._plans.popitem(last=False)
-        return planned
+        return planned, x
 
     def _plan(self, network: MobileViT, image: Tensor, options: dict[str, Any], chosen: Mapping[str, str]) -> _Planned:
         assert self._backend is not None
@@ -247,7 +256,10 @@ class Engine:
             if (serving := recording.serving(problem)) != next(iter(alternatives)):
                 measured.append(f"{problem}: {serving}")
         plan = Plan.of(source.slot, recording.launches, [output.slot for output in outputs])
-        return _Planned(plan, native.library(self._backend).compile(plan), slices, tuple(measured))
+        written = [slot.allocate(torch.device("meta")) for slot in plan.outputs]
+        finished = all(map(operator.is_, network.finish(list(written), **options), written))
+        library = native.library(self._backend)
+        return _Planned(plan, library, library.compile(plan), slices, tuple(measured), finished)
 
     def tune(
         self,
@@ -313,18 +325,18 @@ class Engine:
         """By the plan where there can be one. ``keep``: in the stream's workspace, else in memory of its own."""
         if self._backend is None or network.has_hooks():
             return network.run(x, **options)
-        image = network.prepare(x)
-        planned = self._planned(network, image, options)
+        planned, image = self._planned(network, x, options)
         plan, device = planned.plan, image.device
         tensors = planned.allocate(device)
         size = max(plan.workspace_bytes, 1)
         if keep and not self._is_capturing(x):
-            stream = torch.cuda.current_stream(device).cuda_stream if self._on_gpu(x) else 0
+            _, stream = planned.library.place(image)
             with self._lock:  # of two threads on one stream, one launches all of its kernels before the other
                 planned.run(image, self._workspaces.get(device, stream, size), tensors)
         else:
             planned.run(image, torch.empty(size, dtype=torch.uint8, device=device), tensors)
-        return network.finish([tensors[slot] for slot in plan.outputs], **options)
+        written = [tensors[slot] for slot in plan.outputs]
+        return written if planned.finished else network.finish(written, **options)
 
     # --- graphs ------------------------------------------------------------------------------------------------------
 

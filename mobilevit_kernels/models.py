@@ -460,7 +460,7 @@ class MobileViT(nn.Module):
         outputs = self.engine.call(self, x, pool=pool, taps=taps)
         if not x.is_floating_point():
             return outputs
-        return [output.to(x.dtype) for output in outputs]
+        return [output if output.dtype == x.dtype else output.to(x.dtype) for output in outputs]
 
     def forward(self, x: Tensor) -> Tensor:
         """Classifies images.

@@ -233,6 +233,32 @@ def test_images_that_do_not_fit_are_refused(backend: str, device: str) -> None:
 
 
 @on_kernels
+def test_a_plan_vouches_for_no_other_images(backend: str, device: str) -> None:
+    """Images like those that a plan reads are not checked again."""
+    skip_unless_available(backend)
+    fast = network("xxs", backend, device, normalize=((0.1, 0.2, 0.3), (0.5, 0.6, 0.7)))
+    images = torch.randint(0, 256, (1, 32, 32, 3), dtype=torch.uint8, device=device)
+    floats = images.permute(0, 3, 1, 2).float() / 255
+    fast(images)
+    fast(floats)
+    with pytest.raises(ValueError, match=r"x: expected uint8 images \(B, H, W, 3\)"):
+        fast(images.permute(0, 3, 1, 2))  # just what the plan for bytes reads
+    with pytest.raises(RuntimeError, match="x: mobilevit_kernels is for inference only"):
+        fast(floats.clone().requires_grad_())
+    fast.stem.normalize = ((0.0,) * 4, (1.0,) * 4)
+    with pytest.raises(ValueError, match="normalize: expected 3 values of mean, got 4"):
+        fast(floats)
+
+
+@on_kernels
+def test_the_order_of_options_makes_no_plan_of_its_own(backend: str, device: str) -> None:
+    skip_unless_available(backend)
+    fast = network("xxs", backend, device)
+    x = torch.empty(1, 3, 32, 32, device=device)
+    assert plan_of(fast, x) is fast.engine.plan(fast, x, taps=(), pool=True)
+
+
+@on_kernels
 def test_stages_of_two_dtypes_have_no_plan(backend: str, device: str) -> None:
     skip_unless_available(backend)
     fast = network("xxs", backend, device)

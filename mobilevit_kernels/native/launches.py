@@ -98,6 +98,9 @@ Alternatives: TypeAlias = Mapping[str, "list[Launch]"]
 class Library(Protocol):
     """The launchers of one backend."""
 
+    def place(self, x: Tensor) -> tuple[int, int]:
+        """The device that ``x`` is on, by index, and the handle of the stream that is current there."""
+
     def launch(
         self,
         launcher: str,

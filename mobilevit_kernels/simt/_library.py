@@ -202,6 +202,10 @@ class SimtLibrary:
             outputs["workspace"] = workspace
         self.run_raw(f"mvk_{launcher}", [ctypes.byref(arguments)], inputs, outputs)
 
+    def place(self, x: Tensor) -> tuple[int, int]:
+        """The simulator has one device and no streams."""
+        return 0, 0
+
     def compile(self, plan: Plan) -> Runner:
         """A plan's launches one after the other."""
         return functools.partial(run_one_by_one, self, plan)
