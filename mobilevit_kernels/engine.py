@@ -355,12 +355,13 @@ class Engine:
         return captured
 
     def _replay(self, captured: _Captured, x: Tensor) -> list[Tensor]:
-        with self._lock, torch.cuda.device(x.device):
-            stream = torch.cuda.current_stream()
+        with self._lock:  # all that follows works on the stream's device, whichever is current
+            stream = torch.cuda.current_stream(x.device)
             stream.wait_event(captured.done)
             place = captured.static_input
-            if x.data_ptr() != place.data_ptr() or x.stride() != place.stride():
-                inside = x.untyped_storage().data_ptr() == place.untyped_storage().data_ptr()  # another view of it
+            offset = x.data_ptr() - place.data_ptr()
+            if offset != 0 or x.stride() != place.stride():
+                inside = 0 <= offset < place.nbytes  # another view of it
                 place.copy_(x.clone() if inside else x)
             captured.graph.replay()
             outputs = [output.clone() for output in captured.static_outputs]
