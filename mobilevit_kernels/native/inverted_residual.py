@@ -50,8 +50,8 @@ _SPLIT_ENDS = 2
 _ROW_CHUNK = 16  # hidden channels that a warp of the row kernel takes at a time
 # Output pixels a multiprocessor up to which tiles take less time than the row kernel's two passes, by input channels:
 # one and two rounds of large tiles, as measured on an H200 in float16 (µs, tiles and two passes). 80 → 320 → 96 on
-# 16×16 pixels: 38.5 and 24.3 at 32 images (but 13.2 split over clusters), 75.6 and 52.9 at 256. 96 → 384 → 128 on 32×32: 33.4
-# and 44.3 at 32, 63.1 and 67.9 at 64, 119.6 and 98.5 at 128, 235.6 and 154.3 at 256.
+# 16×16 pixels: 38.5 and 24.3 at 32 images (but 13.2 split over clusters), 75.6 and 52.9 at 256. 96 → 384 → 128 on
+# 32×32: 33.4 and 44.3 at 32, 63.1 and 67.9 at 64, 119.6 and 98.5 at 128, 235.6 and 154.3 at 256.
 _PIXELS_BEFORE_PASSES = {80: 64, 96: 128}
 _PASS_CHANNELS = 160  # output channels a block of the tile kernel accumulates at most
 
