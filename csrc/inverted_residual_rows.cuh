@@ -56,7 +56,7 @@
 // output pixels). Shared memory moves, for 16 hidden channels of a step with M m-tiles of input and N of output pixels,
 // which are 2·M·⌈C_in/16⌉ + N·C_out/8 mma:
 //
-//     B fragments 512·(⌈C_in/16⌉ + ⌈C_out/16⌉) bytes      taps and biases 3,072      shuffles 256·(3 − stride)·rows
+//     B fragments 512·(⌈C_in/16⌉ + ⌈C_out/16⌉) bytes      taps and biases 3,584      shuffles 256·(3 − stride)·rows
 //     old rows, read and written, 2,048·kColumnTiles / stride
 //
 // Expected to bind: MUFU, with shared memory and issue slots close behind (docs/design.md has the counts).

@@ -42,6 +42,7 @@ LARGE_CHUNK = 64
 SMALL_CHUNK = 32
 # Which kernel, in which form.
 ROWS, DEALT, TILES = "sliding rows", "sliding rows, hidden channels dealt to the warps of a block", "tiles"
+_TILE_PIXELS = {LARGE_CHUNK: 8 * 16, SMALL_CHUNK: 4 * 16}  # output pixels of a tile at stride 1, by its chunk
 _SPLIT_PIXELS = 4, 8  # rows and columns of output pixels of a split tile
 _MOST_CLUSTER_BLOCKS = 8
 # Loading the tile and adding up the sums take a split block about as long as two of its chunks. With it, all 18 cases
@@ -222,7 +223,7 @@ def cluster_blocks(packed: Packed, stride: int, tiles: int) -> int:
     chunk = packed.tensors[0].shape[2]
     chunks = -(-packed.sizes[1] // chunk)
     rows, columns = _SPLIT_PIXELS
-    larger = (8 if chunk == LARGE_CHUNK else 4) * (16 if stride == 1 else 8) // (rows * columns)
+    larger = _TILE_PIXELS[chunk] // stride // (rows * columns)
     # No more tiles than multiprocessors: unsplit ones all run at once.
     best, least = 0, _SPLIT_ENDS + larger * chunks
     for blocks in _clusters(packed, stride):
@@ -253,13 +254,14 @@ def _rows_serve(packed: Packed, stride: int, dilation: int) -> bool:
 def most_split_before_dealt(packed: Packed, stride: int) -> int:
     """Tiles of 4 × 8 output pixels up to which clusters share them where the row kernel would deal hidden channels.
 
-    At stride 2, as long as two blocks for each tile run at once. Measured on an H200, float16: 7.7 µs split and 9.7
-    dealt for 64 → 256 → 80 on 32×32 pixels and one image, 10.6 and 15.1 for eight; 10.5 and 10.3 for 64 → 256 → 96 on
-    64×64, 7.5 and 7.1 for 48 → 192 → 64. At stride 1 dealt: 12.4 and 15.3 split for 64 → 256 → 64.
+    At stride 2, as long as four blocks for each tile run at once. Measured on an H200, float16, one image: 7.6 µs split
+    and 8.4 dealt for 64 → 256 → 80 on 32×32 pixels, in clusters of four; where only two or three blocks can share a
+    tile, 10.6 and 8.7 for 64 → 256 → 96 on 64×64, 7.4 and 7.0 for 48 → 192 → 64. At stride 1 dealt: 9.6 and 15.4 split
+    for 64 → 256 → 64.
     """
     if stride != 2 or dealt_pixels(packed, stride) == 0 or not _clusters(packed, stride):
         return 0
-    return clusters_at_once(native.library(packed.backend).multiprocessors(packed.device), 2)
+    return clusters_at_once(native.library(packed.backend).multiprocessors(packed.device), 4)
 
 
 def _takes_two_passes(packed: Packed, stride: int) -> bool:
@@ -269,10 +271,17 @@ def _takes_two_passes(packed: Packed, stride: int) -> bool:
 
 
 def most_before_rows(packed: Packed, stride: int) -> int:
-    """Output pixels of a batch up to which another form than the row kernel, each warp for itself, serves."""
-    if not _takes_two_passes(packed, stride):
-        return dealt_pixels(packed, stride)
-    return _PIXELS_BEFORE_PASSES[packed.sizes[0]] * native.library(packed.backend).multiprocessors(packed.device)
+    """Output pixels of a batch up to which another form than the row kernel, each warp for itself, serves.
+
+    Where channels are not dealt, at stride 1, that is as long as all tiles run at once. Measured on an H200, float16,
+    one image: 6.3 µs by tiles and 7.0 by rows for 16 → 64 → 32 on 128×128 pixels, 6.1 and 6.7 for 24 → 48 → 24 on
+    64×64.
+    """
+    multiprocessors = native.library(packed.backend).multiprocessors(packed.device)
+    if _takes_two_passes(packed, stride):
+        return _PIXELS_BEFORE_PASSES[packed.sizes[0]] * multiprocessors
+    dealt = dealt_pixels(packed, stride)
+    return dealt if dealt or stride != 1 else _TILE_PIXELS[packed.tensors[0].shape[2]] * multiprocessors
 
 
 def _form(x: Slot, packed: Packed, stride: int, dilation: int) -> str:
@@ -389,9 +398,10 @@ def variant(packed: Packed) -> str:
     if not strides:
         return f"fused, {tiles}"
     rows = f"sliding rows at stride {' and '.join(map(str, strides))} without dilation"
-    passes = [f"{most_before_rows(packed, stride)}" for stride in strides if _takes_two_passes(packed, stride)]
-    if passes:
-        rows += f", in two passes, from more than {' and '.join(passes)} output pixels on"
+    for stride in strides:
+        if dealt_pixels(packed, stride) == 0 and (most := most_before_rows(packed, stride)):
+            passes = "in two passes " if _takes_two_passes(packed, stride) else ""
+            rows += f", {passes}from more than {most} output pixels on at stride {stride}"
     dealt = [(stride, dealt_pixels(packed, stride)) for stride in strides]
     texts = [f"{pixels} output pixels at stride {stride}" for stride, pixels in dealt if pixels]
     if texts:
