@@ -21,32 +21,35 @@ from mobilevit_kernels.verify import StageCase
 ROOT = Path(__file__).resolve().parent.parent
 
 # Ratios to the floor at 256×256. The networks' own shapes reach 1.01, and 1.26 on maps of 64 × 64 and more; on smaller
-# ones 1.47, as at these batches their strips of 15 columns are not full and their segments short.
+# ones 1.33, as at these batches their strips of 15 columns are not full. Two passes move their sums through device
+# memory and read x twice; the smaller of them has 16 columns of 8 × 8 maps, and fills steps of 16 by half: 1.68.
 MAX_BYTES_WASTE, MAX_MMA_WASTE, MAX_MUFU_WASTE = 1.15, 1.5, 1.5
 MAX_LARGE_MAP_WASTE = 1.3  # of mma and MUFU
+MAX_BYTES_WASTE_OF_TWO_PASSES, MAX_WASTE_OF_TWO_PASSES = 2.1, 1.7
+TWO_PASSES = [(80, 320, 96), (96, 384, 128)]
 # Cycles lost to bank conflicts over all shared-memory cycles; ldmatrix loses none.
 MAX_SHARED_CONFLICTS = 0.06
 # Bytes that shared memory moves for a matrix instruction, shuffles included. An SM moves 128 a cycle and issues 0.62
-# matrix instructions: what is above 206 binds before the tensor cores do. The tile kernel, which serves 80 input
-# channels and more, moves 440 to 2,200 on these shapes.
+# matrix instructions: what is above 206 binds before the tensor cores do. The tile kernel, which serves 128 input
+# channels, moves 440 to 2,200 on these shapes.
 MAX_SHARED_BYTES_PER_MMA = {
-    (16, 64, 32): 460,
-    (32, 128, 64): 385,
-    (64, 256, 64): 255,
-    (64, 256, 96): 260,
-    (96, 384, 128): 500,
+    (16, 64, 32): 475,
+    (32, 128, 64): 400,
+    (64, 256, 64): 270,
+    (64, 256, 96): 265,
+    (96, 384, 128): 220,
     (128, 512, 160): 460,
-    (32, 128, 48): 395,
-    (48, 192, 48): 310,
-    (48, 192, 64): 305,
-    (64, 256, 80): 260,
-    (80, 320, 96): 645,
-    (16, 32, 16): 655,
-    (16, 32, 24): 695,
-    (24, 48, 24): 480,
-    (24, 48, 48): 485,
-    (48, 96, 64): 305,
-    (64, 128, 80): 265,
+    (32, 128, 48): 415,
+    (48, 192, 48): 330,
+    (48, 192, 64): 320,
+    (64, 256, 80): 270,
+    (80, 320, 96): 240,
+    (16, 32, 16): 760,
+    (16, 32, 24): 730,
+    (24, 48, 24): 560,
+    (24, 48, 48): 505,
+    (48, 96, 64): 320,
+    (64, 128, 80): 270,
 }
 
 
@@ -57,15 +60,17 @@ def test_inverted_residual_stays_within_its_bounds(model: str, batch: int) -> No
     assert len(cases) == 6
     for path, case in cases:
         row = counters.count(path, case)
-        assert 1 <= row.bytes_waste <= MAX_BYTES_WASTE, row
-        large = case.x_shape[2] >= 64
-        assert 1 <= row.mma_waste <= (MAX_LARGE_MAP_WASTE if large else MAX_MMA_WASTE), row
-        assert 1 <= row.mufu_waste <= (MAX_LARGE_MAP_WASTE if large else MAX_MUFU_WASTE), row
+        large, two_passes = case.x_shape[2] >= 64, case.sizes in TWO_PASSES
+        most_mma = MAX_LARGE_MAP_WASTE if large else MAX_WASTE_OF_TWO_PASSES if two_passes else MAX_MMA_WASTE
+        most_mufu = MAX_LARGE_MAP_WASTE if large else MAX_WASTE_OF_TWO_PASSES if two_passes else MAX_MUFU_WASTE
+        assert 1 <= row.bytes_waste <= (MAX_BYTES_WASTE_OF_TWO_PASSES if two_passes else MAX_BYTES_WASTE), row
+        assert 1 <= row.mma_waste <= most_mma, row
+        assert 1 <= row.mufu_waste <= most_mufu, row
         assert row.shared_bytes_per_mma <= MAX_SHARED_BYTES_PER_MMA[case.sizes], row
         assert row.matrix_conflicts == 0, row
         assert row.shared_conflicts <= MAX_SHARED_CONFLICTS * row.shared_wavefronts, row
-        if case.sizes[0] < 80:  # the row kernel: weights once a block, nothing in shared memory collides
-            assert row.blocks == 1, row
+        if case.sizes[0] < 128:  # the row kernel: weights once a block, nothing in shared memory collides
+            assert row.blocks == (2 if two_passes else 1), row
             assert row.weight_reread_bytes == 0, row
             assert row.shared_conflicts == 0, row
 
@@ -81,8 +86,8 @@ def test_dealing_costs_shared_memory_and_nothing_else(model: str, monkeypatch: p
     ]
     for path, case in cases:
         dealt, undealt = (counters.count(path, case, small_batch=small) for small in (True, False))
-        if case.sizes[1] < 192:
-            assert dealt == undealt
+        if case.sizes[1] < 192:  # tiles instead at stride 1, nothing at stride 2
+            assert (dealt == undealt) == (case.options["stride"] == 2)
             continue
         assert dealt.barriers > undealt.barriers == 1
         assert 1 <= dealt.bytes_waste <= 1.01, dealt
