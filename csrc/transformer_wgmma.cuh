@@ -15,7 +15,7 @@
 // X stays in shared memory, in 16 bits, and is A of the products behind a LayerNorm as it is: mean and deviation are
 // applied to the sums (common/linear.cuh). Q, scores, exponentials and the MLP's hidden layer stay in registers, as A.
 //
-// Weights come as a stream of chunks in the order of their use, through a ring of three cp.async slots, each chunk in
+// Weights come as a stream of chunks in the order of their use, through a ring of three or four slots, each chunk in
 // planes of 8 k: [plane][column][8 k], behind a LayerNorm followed by the biases and the sums of the columns, in
 // floats:
 //
@@ -25,17 +25,26 @@
 //                   W_o, kDepth k-steps a chunk; kHidden columns of W_1, then kHidden rows of W_2, until all are read
 //     W_out         kHidden columns a chunk
 //
-// One block barrier a chunk: it says that the chunk is there, that all have left the one before the last, whose slot is
-// filled again, and that X or the heads' results are. The packing is mobilevit_kernels/native/transformer_wgmma.py.
+// The packing is mobilevit_kernels/native/transformer_wgmma.py.
+//
+// No barrier of the block stands in the way: warpgroups drift apart, by up to as many chunks as there are slots, so that
+// one multiplies while another works on its sums.
+//   - A chunk is one bulk copy, which ends a phase of its slot's mbarrier `full`; every warp waits for that. The last
+//     warp to leave a slot, by a count of those that have, fills it with the chunk kSlots further on.
+//   - X and the heads' results are written and read, as A, by one warpgroup: a barrier of its own lies between.
+//   - K and V of a sequence of 64 tokens are one warpgroup's, too; of 16, one warp's. Of 256 they are the block's: every
+//     warp arrives at `stored` when it has written a head's, and waits for it before it reads. Where there is memory for
+//     K and V of two heads, that is enough: who has waited knows that all have read the head before. Else every warp
+//     arrives at `read` as well, and waits for that before it writes the next head's.
 //
 // Registers: 128 a thread with four warpgroups, of which W_2's sums take kDim / 2, and a chunk's hidden columns
 // 3/4 · kHidden; at kDim ≥ 192 they leave room for two warpgroups.
 #pragma once
 
 #include "attention.cuh"
-#include "common/async_copy.cuh"
 #include "common/launch.cuh"
 #include "common/linear.cuh"
+#include "common/mbarrier.cuh"
 #include "common/overlap.cuh"
 #include "common/patches.cuh"
 #include "common/wgmma.cuh"
@@ -72,7 +81,6 @@ struct TransformerWgmmaConfig {
   static constexpr int kReduceElements = kDim * kHidden;
   static constexpr int kSlotElements =
       larger(larger(kHeadElements + kHeadEnds, kSlabElements), larger(kPanelElements, kReduceElements));
-  static constexpr int kSlots = 3;
 
   // Chunks of a product, and of a layer.
   static constexpr int kDepthChunks = kSteps / kDepth;
@@ -81,18 +89,30 @@ struct TransformerWgmmaConfig {
   static constexpr int kLayerElements = kHeads * (kDepthChunks * kHeadElements + kHeadEnds) +
                                         kDepthChunks * kSlabElements + kGroups * (kPanelElements + kReduceElements);
 
-  // Shared memory, in bytes.
+  // Shared memory, in bytes: the second K and V and the fourth slot where they fit.
   static constexpr int kPlane = kRows * 8;  // elements
+  static constexpr int kHeadBytes = kHeadTiles * kPlane * 2;
+  static constexpr int kBarrierBytes = 96;
+  static constexpr int kLimit = 232448;
   static constexpr int kHeadsBegin = kTiles * kPlane * 2;
   static constexpr int kKeysBegin = 2 * kHeadsBegin;
-  static constexpr int kValuesBegin = kKeysBegin + (kInWarp ? 0 : kHeadTiles * kPlane * 2);
-  static constexpr int kRingBegin = kValuesBegin + kHeadTiles * kPlane * 2;
-  static constexpr int kSharedBytes = kRingBegin + kSlots * kSlotElements * 2;
+  static constexpr int kLeast = kKeysBegin + (kInWarp ? 1 : 2) * kHeadBytes + 3 * kSlotElements * 2 + kBarrierBytes;
+  static constexpr int kBuffers = kTokens > 64 && kLeast + 2 * kHeadBytes <= kLimit ? 2 : 1;  // of K and V
+  static constexpr int kSlots = kLeast + (kBuffers - 1) * 2 * kHeadBytes + kSlotElements * 2 <= kLimit ? 4 : 3;
+  static constexpr int kValuesBegin = kKeysBegin + (kInWarp ? 0 : kBuffers * kHeadBytes);
+  static constexpr int kRingBegin = kValuesBegin + kBuffers * kHeadBytes;
+  static constexpr int kBarriersBegin = kRingBegin + kSlots * kSlotElements * 2;
+  static constexpr int kBarriers = kSlots + 2;                     // `full` of each slot, then `stored` and `read`
+  static constexpr int kCountsBegin = round_up(kBarriersBegin + 8 * kBarriers, 16);
+  static constexpr int kSharedBytes = kCountsBegin + 4 * kSlots;
 
   static_assert(kDim % 8 == 0 && kHeadDim % 2 == 0, "channels come in tiles of 8, those of a head in pairs");
   static_assert(kSteps % kDepth == 0 && 2 * kDim % kHidden == 0, "chunks are equal");
   static_assert(kHidden % 16 == 0, "hidden columns are k-steps of the next product");
-  static_assert(kTokens == 16 || (kTokens % 64 == 0 && kRows % kTokens == 0), "a block owns whole sequences");
+  static_assert(kTokens == 16 || kTokens == 64 || kTokens == kRows, "a sequence is a warp's, a warpgroup's or a block's");
+  static_assert(kSlotElements % 8 == 0 && kHeads % 2 == 0, "copies are aligned; a layer leaves parities as they were");
+  static_assert(kSharedBytes <= kLeast + (kBuffers - 1) * 2 * kHeadBytes + (kSlots - 3) * kSlotElements * 2,
+                "kBarrierBytes are enough");
 };
 
 template <class T>
@@ -129,48 +149,72 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
   const int t = lane % 4;
   const Shared<T> rows = shared_region<T>("rows", 0, kTiles * kPlane);
   const Shared<T> heads = shared_region<T>("heads", Config::kHeadsBegin, kTiles * kPlane);
-  const Shared<T> keys = shared_region<T>("keys", Config::kKeysBegin, kHeadTiles * kPlane);
-  const Shared<T> values = shared_region<T>("values", Config::kValuesBegin, kHeadTiles * kPlane);
+  const Shared<T> keys = shared_region<T>("keys", Config::kKeysBegin, Config::kBuffers * kHeadTiles * kPlane);
+  const Shared<T> values = shared_region<T>("values", Config::kValuesBegin, Config::kBuffers * kHeadTiles * kPlane);
   const Shared<T> ring = shared_region<T>("ring", Config::kRingBegin, Config::kSlots * Config::kSlotElements);
+  const auto barriers = shared_region<std::uint64_t>("barriers", Config::kBarriersBegin, Config::kBarriers);
+  const auto left = shared_region<std::uint32_t>("left", Config::kCountsBegin, Config::kSlots);
+  constexpr int kStored = Config::kSlots;
+  constexpr int kRead = Config::kSlots + 1;
 
   // --- the stream of weights ---
   const int layer_chunks_end = params.in_chunks + params.layers * Config::kLayerChunks;
-  const auto elements_of = [&](int chunk) {
-    if (chunk < params.in_chunks) return Config::kSlabElements;
-    if (chunk >= layer_chunks_end) return Config::kPanelElements;
-    const int place = (chunk - params.in_chunks) % Config::kLayerChunks;
+  struct Piece {
+    int begin, elements;  // of the stream
+  };
+  const auto piece_of = [&](int chunk) -> Piece {
+    if (chunk < params.in_chunks) return {chunk * Config::kSlabElements, Config::kSlabElements};
+    int begin = params.in_chunks * Config::kSlabElements;
+    if (chunk >= layer_chunks_end) {
+      begin += params.layers * Config::kLayerElements + (chunk - layer_chunks_end) * Config::kPanelElements;
+      return {begin, Config::kPanelElements};
+    }
+    begin += (chunk - params.in_chunks) / Config::kLayerChunks * Config::kLayerElements;
+    int place = (chunk - params.in_chunks) % Config::kLayerChunks;
+    constexpr int kOfAHead = Config::kDepthChunks * Config::kHeadElements + Config::kHeadEnds;
     if (place < Config::kHeads * Config::kDepthChunks) {
-      const bool last = place % Config::kDepthChunks == Config::kDepthChunks - 1;
-      return Config::kHeadElements + (last ? Config::kHeadEnds : 0);
+      const int part = place % Config::kDepthChunks;
+      begin += place / Config::kDepthChunks * kOfAHead + part * Config::kHeadElements;
+      return {begin, Config::kHeadElements + (part == Config::kDepthChunks - 1 ? Config::kHeadEnds : 0)};
     }
-    const int behind = place - Config::kHeads * Config::kDepthChunks;
-    if (behind < Config::kDepthChunks) return Config::kSlabElements;
-    return (behind - Config::kDepthChunks) % 2 == 0 ? Config::kPanelElements : Config::kReduceElements;
+    begin += Config::kHeads * kOfAHead;
+    place -= Config::kHeads * Config::kDepthChunks;
+    if (place < Config::kDepthChunks) return {begin + place * Config::kSlabElements, Config::kSlabElements};
+    begin += Config::kDepthChunks * Config::kSlabElements;
+    place -= Config::kDepthChunks;
+    begin += place / 2 * (Config::kPanelElements + Config::kReduceElements);
+    if (place % 2 == 0) return {begin, Config::kPanelElements};
+    return {begin + Config::kPanelElements, Config::kReduceElements};
   };
-  int next_chunk = 0;
-  int source = 0;  // of the next chunk, in elements
-  int slot = 0;    // of the chunk that is taken next
-  const auto fetch_chunk = [&](int to_slot) {
-    if (next_chunk < layer_chunks_end + params.out_chunks) {
-      const int elements = elements_of(next_chunk);
-#pragma unroll 1
-      for (int i = 8 * thread_index(); i < elements; i += 8 * Config::kThreads) {
-        copy_async_16(ring, to_slot * Config::kSlotElements + i, params.weights, source + i);
-      }
-      source += elements;
-      ++next_chunk;
-    }
-    copy_async_commit();
+  // By one lane of the block.
+  const auto fetch_chunk = [&](int number, int to_slot) {
+    if (number >= layer_chunks_end + params.out_chunks) return;
+    const Piece piece = piece_of(number);
+    barrier_arrive_expecting(barriers, to_slot, 2 * piece.elements);
+    copy_bulk(ring, to_slot * Config::kSlotElements, params.weights, piece.begin, 2 * piece.elements, barriers,
+              to_slot);
   };
-  // The next chunk, there for all, and with it whatever matrices have been stored.
+  int number = 0;  // of this warp's chunk
+  int slot = 0;    // where it is
+  int parity = 0;  // of the slot's phase
   const auto take_chunk = [&] {
-    copy_async_wait<Config::kSlots - 2>();
+    barrier_wait(barriers, slot, parity);
+    return ring.part(slot * Config::kSlotElements, Config::kSlotElements);
+  };
+  // All products and loads of this warp that read the chunk are done.
+  const auto leave_chunk = [&] {
+    sync_warp();
+    if (lane == 0 && count_arrive(left, slot, Config::kWarps)) fetch_chunk(number + Config::kSlots, slot);
+    ++number;
+    if (++slot == Config::kSlots) {
+      slot = 0;
+      parity ^= 1;
+    }
+  };
+  // What this warpgroup has stored is there for its products.
+  const auto publish_rows = [&] {
     publish_matrices();
-    sync_block();
-    fetch_chunk(slot == 0 ? Config::kSlots - 1 : slot - 1);
-    const Shared<T> chunk = ring.part(slot * Config::kSlotElements, Config::kSlotElements);
-    slot = slot + 1 < Config::kSlots ? slot + 1 : 0;
-    return chunk;
+    sync_warpgroup();
   };
 
   // --- rows and pixels ---
@@ -226,7 +270,8 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
       }
     }
   };
-  // X = sums, where `finish` has had each tile of them, and the line of the LayerNorm behind it.
+  // X = sums, where `finish` has had each tile of them, and the line of the LayerNorm behind it. No product of the
+  // warpgroup reads X any more.
   const auto keep_rows = [&](AllSums& sums, const auto& finish) {
 #pragma unroll
     for (int j = 0; j < kTiles; ++j) {
@@ -244,6 +289,7 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
       const auto value_of = [&](int tile, int i) { return sums[tile].value[2 * half + i]; };
       layer_norm_line<false, kTiles>(line.value[half], line.value[2 + half], value_of, Config::kDim, params.epsilon);
     }
+    publish_rows();
   };
   // X += sums + bias.
   const auto add_to_rows = [&](AllSums& sums, int bias_row) {
@@ -293,6 +339,7 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
       wgmma_commit();
       wgmma_wait<0>();
       pin(sums);
+      leave_chunk();
     }
     keep_rows(sums, [](FragmentC&, int) {});
   };
@@ -304,6 +351,7 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
       const Shared<T> chunk = take_chunk();
       multiply_rows(sums, rows, i * Config::kDepth, chunk, Constant<Config::kDepth>{});
       if (i == Config::kDepthChunks - 1) apply_norm(sums, chunk, Config::kHeadElements);
+      leave_chunk();
     }
   };
   const auto round_tiles = [](HeadRows& to, const HeadSums& sums, int first) {
@@ -328,24 +376,39 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
   };
   const auto all_groups = [](int, int) { return true; };
 
+  // One lane arrives for its warp.
+  const auto arrive = [&](int barrier) {
+    sync_warp();
+    if (lane == 0) barrier_arrive(barriers, barrier);
+  };
   // The attention of a head over the sequences of the block, 64 keys at a time.
   const auto attend = [&](int head) {
+    constexpr bool kOfBlock = Config::kTokens > 64;
+    const int parity_of_head = head % 2;
+    const int buffer = Config::kBuffers == 1 ? 0 : head % 2 * kHeadTiles * kPlane;
     HeadRows queries;
     {
       HeadSums sums;
       project_head(sums);
+      if constexpr (!kOfBlock) sync_warpgroup();
+      if constexpr (kOfBlock && Config::kBuffers == 1) barrier_wait(barriers, kRead, parity_of_head ^ 1);
 #pragma unroll
       for (int j = 0; j < kHeadTiles; ++j) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          keys.store(pair_place(j, half), pair_of(sums[j], half));
-          values.store(pair_place(j, half), pair_of(sums[kHeadTiles + j], half));
+          keys.store(buffer + pair_place(j, half), pair_of(sums[j], half));
+          values.store(buffer + pair_place(j, half), pair_of(sums[kHeadTiles + j], half));
         }
       }
       round_tiles(queries, sums, 2 * kHeadTiles);
     }
-    publish_matrices();
-    sync_block();
+    if constexpr (kOfBlock) {
+      publish_matrices();
+      arrive(kStored);
+      barrier_wait(barriers, kStored, parity_of_head);
+    } else {
+      publish_rows();
+    }
     FragmentC sums[1][kHeadTiles];
 #pragma unroll
     for (int j = 0; j < kHeadTiles; ++j) sums[0][j] = FragmentC{{0.0f, 0.0f, 0.0f, 0.0f}};
@@ -361,7 +424,7 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
       for (int s = 0; s < kQuerySteps; ++s) {
         // Behind an odd number of planes Q is zero, whatever stands in for K.
         const int next_plane = 2 * s + 1 < kHeadTiles ? kPlane : 0;
-        wgmma(scores[0], queries.fragment[0][s], MatrixInShared<T>{keys, 2 * s * kPlane + key * 8, 64, next_plane},
+        wgmma(scores[0], queries.fragment[0][s], MatrixInShared<T>{keys, buffer + 2 * s * kPlane + key * 8, 64, next_plane},
               s > 0);
       }
       wgmma_commit();
@@ -373,12 +436,13 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
       wgmma_fence();
 #pragma unroll
       for (int s = 0; s < 4; ++s) {
-        wgmma(sums[0], exponentials[0][s], MatrixInShared<T, true>{values, (key + 16 * s) * 8, kPlane, 64});
+        wgmma(sums[0], exponentials[0][s], MatrixInShared<T, true>{values, buffer + (key + 16 * s) * 8, kPlane, 64});
       }
       wgmma_commit();
       wgmma_wait<0>();
       pin(sums[0]);
     }
+    if constexpr (kOfBlock && Config::kBuffers == 1) arrive(kRead);
     store_head(softmax.template means<T>(sums), head);
   };
 
@@ -431,10 +495,12 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
 
   // X += W_o · [heads] + b_o
   const auto project_heads = [&](int layer) {
+    publish_rows();
     AllSums sums;
 #pragma unroll
     for (int i = 0; i < Config::kDepthChunks; ++i) {
       multiply_rows(sums, heads, i * Config::kDepth, take_chunk(), Constant<Config::kDepth>{});
+      leave_chunk();
     }
     add_to_rows(sums, 2 * layer);
   };
@@ -444,6 +510,7 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
     const Shared<T> chunk = take_chunk();
     multiply_rows(sums, rows, 0, chunk, Constant<Config::kSteps>{});
     apply_norm(sums, chunk, Config::kPanelFragments);
+    leave_chunk();
   };
 
   // X += W_2 · silu(W_1 · LN(X) + b_1) + b_2, kHidden hidden channels at a time. W_1 and b_1 are halved for the SiLU.
@@ -472,7 +539,9 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
       wgmma_commit();
       wgmma_wait<0>();
       pin(sums);
+      leave_chunk();
     }
+    sync_warpgroup();
     add_to_rows(sums, 2 * layer + 1);
   };
 
@@ -511,7 +580,17 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
     }
   };
 
-  for (int i = 0; i < Config::kSlots - 1; ++i) fetch_chunk(i);
+  if (thread_index() == 0) {
+    for (int i = 0; i < Config::kSlots; ++i) {
+      barrier_init(barriers, i, 1);
+      count_init(left, i);
+    }
+    barrier_init(barriers, kStored, Config::kWarps);
+    barrier_init(barriers, kRead, Config::kWarps);
+    publish_barriers();
+    for (int i = 0; i < Config::kSlots; ++i) fetch_chunk(i, i);
+  }
+  sync_block();
   wait_for_earlier_launches();
   multiply_input();
 #pragma unroll 1

@@ -18,6 +18,10 @@ MVK_DEVICE int block_index_y() { return static_cast<int>(blockIdx.y); }
 MVK_DEVICE void sync_block() { __syncthreads(); }
 // Orders the warp's shared-memory accesses before it with those after it. No other warp primitive does.
 MVK_DEVICE void sync_warp() { __syncwarp(); }
+// A barrier of the 128 threads of the caller's warpgroup, which alone it keeps waiting: named barrier 1 and up.
+MVK_DEVICE void sync_warpgroup() {
+  asm volatile("bar.sync %0, 128;\n" ::"r"(static_cast<int>(threadIdx.x) / 128 + 1) : "memory");
+}
 
 // Whether `condition` is true in any lane of the caller's warp.
 MVK_DEVICE bool any_lane(bool condition) { return __any_sync(0xffffffffu, condition) != 0; }

@@ -34,7 +34,19 @@ struct AsyncCopy {
   const char* region;
 };
 
-enum class Waiting : std::uint8_t { kNot, kForWarp, kForBlock, kForCluster, kDone };
+enum class Waiting : std::uint8_t { kNot, kForWarp, kForWarpgroup, kForBlock, kForCluster, kForBarrier, kDone };
+
+// What a thread knows of the others in its block since the last block barrier: entry w counts the warp barriers of warp
+// w, and all that warp w did before that one happens before what the thread does next. Behind the warps stand the
+// phases of the mbarriers, in the order of their init, whose bulk copies are there.
+constexpr int kMaxBarriers = 16;
+struct Knowledge {
+  std::uint32_t of[kMaxWarps + kMaxBarriers] = {};
+
+  void add(const Knowledge& other) {
+    for (int i = 0; i < kMaxWarps + kMaxBarriers; ++i) of[i] = std::max(of[i], other.of[i]);
+  }
+};
 
 struct Lane {
   jmp_buf resume_point;
@@ -42,6 +54,8 @@ struct Lane {
   bool started = false;
   Waiting waiting = Waiting::kNot;
   bool waited_for_launches = false;
+  int waits_for = 0;  // number of the mbarrier
+  Knowledge knows;
   std::uint32_t publications = 0;  // publish_matrices() of all blocks so far
   const char* primitive = nullptr;
   Where where{nullptr, 0};
@@ -91,7 +105,7 @@ struct Word {
   std::uint32_t read_warp_epoch = 0;
   std::uint32_t reading_warps = 0;
   std::uint32_t reading_lanes = 0;  // of read_warp, in read_warp_epoch
-  std::uint8_t write_warp = 0;
+  std::uint8_t write_warp = 0;  // kMaxWarps and up: a bulk copy to that mbarrier, in phase write_warp_epoch
   std::uint8_t write_lane = 0;
   std::uint8_t read_warp = 0;
   std::uint8_t write_block = 0;     // rank in the cluster
@@ -103,6 +117,29 @@ struct Word {
   const char* region = nullptr;
 };
 
+// A bulk copy whose bytes have not come.
+struct BulkCopy {
+  int destination;  // byte address in shared memory
+  const void* source;
+  int bytes;
+};
+
+// An mbarrier or a count of arrivals.
+struct Barrier {
+  int address;
+  int arrivals;  // that end a phase; 0: a count
+  int arrived = 0;
+  std::int64_t announced = 0;  // bytes of this phase, not asked for yet
+  std::int64_t under_way = 0;  // asked for
+  std::uint32_t phase = 0;     // phases that have ended
+  Knowledge gathered;          // from all arrivals
+  Knowledge released;          // as of the end of the last phase
+  std::vector<BulkCopy> copies;
+  std::uint64_t init_epoch;
+  int init_thread;
+  bool published = false;
+};
+
 // One of the blocks that run at the same time: those of a cluster.
 struct Block {
   int rank = 0;  // in the cluster
@@ -110,6 +147,9 @@ struct Block {
   std::vector<Warp> warps;
   std::vector<unsigned char> shared;
   std::vector<Word> words;
+  std::vector<std::uint32_t> read_stamps;  // a word and warp: its warp barriers at its last read
+  std::vector<Barrier> barriers;
+  int arrived_of_group[kMaxWarps / 4] = {};  // threads at sync_warpgroup
   std::uint64_t serial = 0;  // from 1; never reset, so that no shadow needs clearing
   std::uint32_t serial_in_launch = 0;
   std::uint64_t epoch = 0;  // changes with each barrier
@@ -211,6 +251,11 @@ void switch_to_scheduler() {
 // A block's shared memory is gone with its last thread: nobody may have used it since the last cluster barrier.
 void note_block_has_left() {
   const Block& block = *machine.block;
+  for (const Barrier& barrier : block.barriers) {
+    if (machine.faulted || barrier.copies.empty()) continue;
+    machine.faulted = true;
+    machine.report = std::string(machine.launch.kernel) + ": the block left the kernel while a copy_bulk is under way";
+  }
   if (machine.faulted || block.remote_epoch != machine.cluster_epoch) return;
   machine.faulted = true;
   machine.report = format_where(block.remote_where) + ": block " + std::to_string(block.remote_block) +
@@ -411,6 +456,34 @@ void note_access(int kind, std::uint64_t address, int bytes, Where where) {
 // `lane` is the reader; kWholeWarp for ldmatrix, whose rows go to lanes other than the one that names their address.
 constexpr int kWholeWarp = -1;
 
+// Whether what warp (or mbarrier) `of` did at `stamp` happens before what the running thread does now.
+bool knows(int of, std::uint32_t stamp) { return running().knows.of[of] > stamp; }
+
+// "warp 3 lane 0", or the bulk copy.
+std::string format_writer(const Word& word) {
+  return word.write_warp < kMaxWarps ? format_thread(word.write_warp, word.write_lane) : "copy_bulk";
+}
+
+// Block barriers do not wait for bulk copies: only a wait for their phase counts.
+bool may_race(const Word& word, const Block& block) {
+  return word.write_warp < kMaxWarps ? word.write_epoch == block.epoch : word.block_serial == block.serial;
+}
+
+// What is missing between a write to a word and an access by another warp.
+const char* missing_order(const Word& word) {
+  return word.write_warp < kMaxWarps ? "no sync_block() between" : "no barrier_wait() for it";
+}
+
+bool owns(const Block& block, const Word& word) {
+  return &word >= block.words.data() && &word < block.words.data() + block.words.size();
+}
+
+std::uint32_t& read_stamp(const Word& word, const Block& block, int warp) {
+  Block& owner = const_cast<Block&>(block);
+  const auto index = static_cast<std::size_t>(&word - owner.words.data());
+  return owner.read_stamps[index * owner.warps.size() + static_cast<std::size_t>(warp)];
+}
+
 // `word` may be another block's: between accesses of two blocks only a cluster barrier counts.
 void check_and_record_read(Word& word, const char* region, int byte, int lane, Where where) {
   const int warp = running_warp();
@@ -422,13 +495,13 @@ void check_and_record_read(Word& word, const char* region, int byte, int lane, W
           region, byte, word.write_block, format_thread(word.write_warp, word.write_lane).c_str(),
           format_where(word.write_where).c_str());
   }
-  if (word.write_epoch == block.epoch && (word.write_warp != warp || word.write_lane != lane)) {
+  if (may_race(word, block) && (word.write_warp != warp || word.write_lane != lane)) {
     if (word.write_warp != warp) {
-      fault(where, "race on shared region '%s' byte %d: read here, written by %s at %s, no sync_block() between",
-            region, byte, format_thread(word.write_warp, word.write_lane).c_str(),
-            format_where(word.write_where).c_str());
-    }
-    if (word.write_warp_epoch == state.epoch) {
+      if (!knows(word.write_warp, word.write_warp_epoch)) {
+        fault(where, "race on shared region '%s' byte %d: read here, written by %s at %s, %s", region, byte,
+              format_writer(word).c_str(), format_where(word.write_where).c_str(), missing_order(word));
+      }
+    } else if (word.write_warp_epoch == state.epoch) {
       fault(where, "race on shared region '%s' byte %d: read here, written by lane %d at %s, no sync_warp() between",
             region, byte, word.write_lane, format_where(word.write_where).c_str());
     }
@@ -449,6 +522,7 @@ void check_and_record_read(Word& word, const char* region, int byte, int lane, W
   word.read_warp = static_cast<std::uint8_t>(warp);
   word.read_warp_epoch = state.epoch;
   word.read_where = where;
+  if (owns(block, word)) read_stamp(word, block, warp) = state.epoch;
 }
 
 void check_and_record_write(Word& word, const char* region, int byte, Where where) {
@@ -466,20 +540,23 @@ void check_and_record_write(Word& word, const char* region, int byte, Where wher
     fault(where, "race on shared region '%s' byte %d: written here, read by block %d, no sync_cluster() between",
           region, byte, __builtin_ctz(static_cast<unsigned>(other_blocks)));
   }
-  if (word.write_epoch == block.epoch && (word.write_warp != warp || word.write_lane != lane)) {
+  if (may_race(word, block) && (word.write_warp != warp || word.write_lane != lane)) {
     if (word.write_warp != warp) {
-      fault(where, "race on shared region '%s' byte %d: written here and by %s at %s, no sync_block() between", region,
-            byte, format_thread(word.write_warp, word.write_lane).c_str(), format_where(word.write_where).c_str());
-    }
-    if (word.write_warp_epoch == state.epoch) {
+      if (!knows(word.write_warp, word.write_warp_epoch)) {
+        fault(where, "race on shared region '%s' byte %d: written here and by %s at %s, %s", region, byte,
+              format_writer(word).c_str(), format_where(word.write_where).c_str(), missing_order(word));
+      }
+    } else if (word.write_warp_epoch == state.epoch) {
       fault(where, "race on shared region '%s' byte %d: written here and by lane %d at %s, no sync_warp() between",
             region, byte, word.write_lane, format_where(word.write_where).c_str());
     }
   }
   if (word.read_epoch == block.epoch) {
-    if ((word.reading_warps & ~(1u << warp)) != 0) {
+    for (std::uint32_t others = word.reading_warps & ~(1u << warp); others != 0; others &= others - 1) {
+      const int reader = __builtin_ctz(others);
+      if (owns(block, word) && knows(reader, read_stamp(word, block, reader))) continue;
       fault(where, "race on shared region '%s' byte %d: written here, read by warp %d at %s, no sync_block() between",
-            region, byte, __builtin_ctz(word.reading_warps & ~(1u << warp)), format_where(word.read_where).c_str());
+            region, byte, reader, format_where(word.read_where).c_str());
     }
     if (word.read_warp == warp && word.read_warp_epoch == state.epoch && (word.reading_lanes & ~(1u << lane)) != 0) {
       fault(where, "race on shared region '%s' byte %d: written here, read by lane %d at %s, no sync_warp() between",
@@ -512,6 +589,10 @@ void check_readable(const Word& word, const Block& owner, const char* region, in
   const int first = address % 4;
   const auto needed = static_cast<std::uint8_t>(bytes >= 4 ? 15 : (1 << bytes) - 1) << (bytes >= 4 ? 0 : first);
   if (word.pending && word.block_serial == owner.serial) {
+    if (word.write_warp >= kMaxWarps) {
+      fault(where, "shared region '%s' byte %d: read before the barrier_wait for the copy_bulk at %s", region,
+            address - byte_begin, format_where(word.write_where).c_str());
+    }
     fault(where, "shared region '%s' byte %d: read before the copy_async_wait that delivers what %s copies at %s",
           region, address - byte_begin, format_thread(word.write_warp, word.write_lane).c_str(),
           format_where(word.write_where).c_str());
@@ -521,7 +602,7 @@ void check_readable(const Word& word, const Block& owner, const char* region, in
   }
   if (word.region != region && std::strcmp(word.region, region) != 0) {
     fault(where, "shared region '%s' byte %d: read, but last written as region '%s' by %s at %s: the regions overlap",
-          region, address - byte_begin, word.region, format_thread(word.write_warp, word.write_lane).c_str(),
+          region, address - byte_begin, word.region, format_writer(word).c_str(),
           format_where(word.write_where).c_str());
   }
 }
@@ -576,11 +657,64 @@ std::string describe_deadlock() {
         text += example.waiting == Waiting::kDone
                     ? std::string(": left the kernel")
                     : ": waiting at " + std::string(example.primitive) + " (" + format_where(example.where) + ")";
+        if (example.waiting == Waiting::kForBarrier) {
+          const Barrier& barrier = block.barriers[static_cast<std::size_t>(example.waits_for)];
+          text += " for " + std::to_string(barrier.arrivals - barrier.arrived) + " of " +
+                  std::to_string(barrier.arrivals) + " arrivals and " + std::to_string(barrier.announced) + " bytes";
+        }
         ++lines;
       }
     }
   }
   return text;
+}
+
+// A barrier of warps: their threads know what any of them knew, and what all of them did before.
+void share_knowledge(Block& block, int first_warp, int warps) {
+  Knowledge all;
+  for (int warp = first_warp; warp < first_warp + warps; ++warp) {
+    for (int lane = 0; lane < kWarpSize; ++lane) all.add(lane_of(block, warp * kWarpSize + lane).knows);
+    all.of[warp] = ++block.warps[static_cast<std::size_t>(warp)].epoch;
+  }
+  for (int thread = first_warp * kWarpSize; thread < (first_warp + warps) * kWarpSize; ++thread) {
+    lane_of(block, thread).knows = all;
+  }
+}
+
+// Ends the barrier's phase if everything is there.
+void end_phase(Block& block, Barrier& barrier) {
+  if (barrier.arrived < barrier.arrivals || barrier.announced != 0 || barrier.under_way != 0) return;
+  const auto number = static_cast<int>(&barrier - block.barriers.data());
+  barrier.arrived = 0;
+  barrier.gathered.of[kMaxWarps + number] = ++barrier.phase;
+  barrier.released = barrier.gathered;
+  for (int thread = 0; thread < machine.threads; ++thread) {
+    Lane& lane = lane_of(block, thread);
+    if (lane.waiting == Waiting::kForBarrier && lane.waits_for == number) lane.waiting = Waiting::kNot;
+  }
+}
+
+// The bytes of all copies to a barrier come.
+bool deliver_copies(Block& block, Barrier& barrier) {
+  if (barrier.copies.empty()) return false;
+  for (const BulkCopy& copy : barrier.copies) {
+    std::memcpy(block.shared.data() + copy.destination, copy.source, static_cast<std::size_t>(copy.bytes));
+    for (int byte = copy.destination; byte < copy.destination + copy.bytes; byte += 4) {
+      block.words[static_cast<std::size_t>(byte / 4)].pending = false;
+    }
+    barrier.under_way -= copy.bytes;
+  }
+  barrier.copies.clear();
+  end_phase(block, barrier);
+  return true;
+}
+
+bool deliver_any_copy() {
+  bool any = false;
+  for (Block& block : machine.blocks) {
+    for (Barrier& barrier : block.barriers) any = deliver_copies(block, barrier) || any;
+  }
+  return any;
 }
 
 void start_block(Block& block, Index3 index) {
@@ -591,6 +725,8 @@ void start_block(Block& block, Index3 index) {
   block.arrived = 0;
   block.done = 0;
   block.remote_epoch = 0;
+  block.barriers.clear();
+  std::fill(std::begin(block.arrived_of_group), std::end(block.arrived_of_group), 0);
   std::memset(block.shared.data(), 0xff, block.shared.size());  // a NaN in every format
   for (Warp& warp : block.warps) {
     warp.arrived = 0;
@@ -610,6 +746,7 @@ void run_cluster(Index3 index) {
   for (auto& lane : machine.lanes) {
     lane->waiting = Waiting::kNot;
     lane->waited_for_launches = false;
+    lane->knows = Knowledge{};
     lane->where = Where{nullptr, 0};
     lane->open_copies.clear();
     lane->copy_groups.clear();
@@ -646,7 +783,7 @@ void run_cluster(Index3 index) {
         if (ready) --i;
       }
     }
-    if (!progress) {
+    if (!progress && !deliver_any_copy()) {
       machine.faulted = true;
       machine.report = describe_deadlock();
       return;
@@ -710,8 +847,8 @@ void release_warp() {
 
 void sync_warp(Where where) {
   if (!gather_warp("sync_warp", nullptr, where)) return;
-  ++warp_state().epoch;
   ++counters().warp_barriers;
+  share_knowledge(*machine.block, running_warp(), 1);
   release_warp();
 }
 
@@ -722,8 +859,10 @@ void wait_for_earlier_launches() {
 namespace {
 
 // What a barrier of `scope` asks of the threads of a block: those that wait wait at this place, and none has left.
-void check_barrier(const Block& block, Waiting scope, const char* primitive, Where where) {
-  for (int thread = 0; thread < machine.threads; ++thread) {
+void check_barrier(const Block& block, Waiting scope, const char* primitive, Where where, int first_thread = 0,
+                   int threads = 1 << 20) {
+  threads = std::min(threads, machine.threads);
+  for (int thread = first_thread; thread < first_thread + threads; ++thread) {
     const Lane& other = lane_of(block, thread);
     if (other.waiting != scope) continue;
     if (other.where.line != where.line || std::strcmp(other.where.file, where.file) != 0) {
@@ -734,7 +873,7 @@ void check_barrier(const Block& block, Waiting scope, const char* primitive, Whe
     break;
   }
   if (block.done == 0) return;
-  for (int warp = 0; warp < machine.threads / kWarpSize; ++warp) {
+  for (int warp = first_thread / kWarpSize; warp < (first_thread + threads) / kWarpSize; ++warp) {
     const std::uint32_t exited = block.warps[static_cast<std::size_t>(warp)].exited;
     if (exited == 0) continue;
     fault(where, "skipped barrier: this thread is at %s() and %swarp %d %s left the kernel without it", primitive,
@@ -745,6 +884,7 @@ void check_barrier(const Block& block, Waiting scope, const char* primitive, Whe
 // All threads of a block go on from a barrier.
 void release_block(Block& block) {
   block.epoch = ++machine.epochs;
+  share_knowledge(block, 0, static_cast<int>(block.warps.size()));
   for (Warp& warp : block.warps) flush_sites(warp);
   for (int thread = 0; thread < machine.threads; ++thread) lane_of(block, thread).waiting = Waiting::kNot;
 }
@@ -761,6 +901,28 @@ void sync_block(Where where) {
   block.arrived = 0;
   ++counters().block_barriers;
   release_block(block);
+}
+
+void sync_warpgroup(Where where) {
+  constexpr int kGroup = 4 * kWarpSize;
+  Block& block = *machine.block;
+  const int first = machine.running / kGroup * kGroup;
+  if (machine.threads % kGroup != 0) {
+    fault(where, "sync_warpgroup: expected whole warpgroups of 128 threads, the block has %d threads", machine.threads);
+  }
+  check_barrier(block, Waiting::kForWarpgroup, "sync_warpgroup", where, first, kGroup);
+  int& arrived = block.arrived_of_group[first / kGroup];
+  if (++arrived < kGroup) {
+    block_thread(Waiting::kForWarpgroup, "sync_warpgroup", where);
+    return;
+  }
+  arrived = 0;
+  ++counters().warpgroup_barriers;
+  share_knowledge(block, first / kWarpSize, 4);
+  for (int thread = first; thread < first + kGroup; ++thread) {
+    if (thread % kWarpSize == 0) flush_sites(block.warps[static_cast<std::size_t>(thread / kWarpSize)]);
+    lane_of(block, thread).waiting = Waiting::kNot;
+  }
 }
 
 void sync_cluster(Where where) {
@@ -787,9 +949,9 @@ void* checked_shared(Block& owner, bool write, const char* region, int byte_begi
     Word& word = owner.words[static_cast<std::size_t>(byte / 4)];
     if (write) {
       if (word.pending && word.block_serial == owner.serial) {
-        fault(where, "shared region '%s' byte %d: written while %s's copy_async of %s is under way", region,
-              byte - byte_begin, format_thread(word.write_warp, word.write_lane).c_str(),
-              format_where(word.write_where).c_str());
+        fault(where, "shared region '%s' byte %d: written while %s's %s of %s is under way", region, byte - byte_begin,
+              word.write_warp < kMaxWarps ? format_writer(word).c_str() : "a thread",
+              word.write_warp < kMaxWarps ? "copy_async" : "copy_bulk", format_where(word.write_where).c_str());
       }
       check_and_record_write(word, region, byte - byte_begin, where);
       mark_written(word, owner, region, byte, bytes);
@@ -851,6 +1013,7 @@ const void* published_row(const char* region, int byte_begin, int byte_count, in
   const Block& block = *machine.block;
   for (int byte = byte_begin + byte_offset; byte < byte_begin + byte_offset + 16; byte += 4) {
     const Word& word = block.words[static_cast<std::size_t>(byte / 4)];
+    if (word.write_warp >= kMaxWarps) continue;  // a bulk copy writes as wgmma reads
     const Lane& writer = lane_of(block, word.write_warp * kWarpSize + word.write_lane);
     if (writer.publications == word.write_publications) {
       fault(where,
@@ -1002,8 +1165,8 @@ void copy_async(const char* region, int byte_begin, int byte_count, int byte_off
   for (int byte = address; byte < address + 16; byte += 4) {
     Word& word = machine.block->words[static_cast<std::size_t>(byte / 4)];
     if (word.pending && word.block_serial == machine.block->serial) {
-      fault(where, "shared region '%s' byte %d: copied to while the copy_async of %s is under way", region,
-            byte - byte_begin, format_where(word.write_where).c_str());
+      fault(where, "shared region '%s' byte %d: copied to while the %s of %s is under way", region, byte - byte_begin,
+            word.write_warp < kMaxWarps ? "copy_async" : "copy_bulk", format_where(word.write_where).c_str());
     }
     check_and_record_write(word, region, byte - byte_begin, where);
     mark_written(word, *machine.block, region, byte, 16);
@@ -1041,6 +1204,135 @@ void copy_async_wait(int pending, Where) {
     }
   }
   lane.copy_groups.erase(lane.copy_groups.begin(), lane.copy_groups.begin() + static_cast<std::ptrdiff_t>(delivered));
+}
+
+namespace {
+
+// The barrier at a byte of a region, usable by the running thread.
+Barrier& barrier_at(int address, bool is_count, const char* primitive, Where where) {
+  Block& block = *machine.block;
+  for (Barrier& barrier : block.barriers) {
+    if (barrier.address != address || (barrier.arrivals == 0) != is_count) continue;
+    if (barrier.init_thread != machine.running && barrier.init_epoch == block.epoch) {
+      fault(where, "%s: no sync_block() since %s initialised the barrier", primitive,
+            format_thread(barrier.init_thread / kWarpSize, barrier.init_thread % kWarpSize).c_str());
+    }
+    if (barrier.init_thread != machine.running && !is_count && !barrier.published) {
+      fault(where, "%s: no publish_barriers() since the barrier's init", primitive);
+    }
+    return barrier;
+  }
+  fault(where, "%s: byte %d of shared memory is no barrier that was initialised", primitive, address);
+}
+
+}  // namespace
+
+void barrier_init(const char* region, int byte_begin, int byte_count, int byte_offset, int arrivals, Where where) {
+  const int bytes = arrivals == 0 ? 4 : 8;
+  check_shared_range(region, byte_count, byte_offset, bytes, byte_begin, where);
+  Block& block = *machine.block;
+  if (block.barriers.size() == kMaxBarriers) fault(where, "more than %d barriers", kMaxBarriers);
+  for (const Barrier& other : block.barriers) {
+    if (other.address == byte_begin + byte_offset) fault(where, "barrier_init: initialised before");
+  }
+  for (int byte = byte_begin + byte_offset; byte < byte_begin + byte_offset + bytes; byte += 4) {
+    Word& word = block.words[static_cast<std::size_t>(byte / 4)];
+    check_and_record_write(word, region, byte - byte_begin, where);
+    mark_written(word, block, region, byte, 4);
+  }
+  Barrier barrier{};
+  barrier.address = byte_begin + byte_offset;
+  barrier.arrivals = arrivals;
+  barrier.init_epoch = block.epoch;
+  barrier.init_thread = machine.running;
+  block.barriers.push_back(barrier);
+}
+
+void publish_barriers() {
+  for (Barrier& barrier : machine.block->barriers) {
+    barrier.published = barrier.published || barrier.init_thread == machine.running;
+  }
+}
+
+void barrier_arrive(const char* region, int byte_begin, int byte_count, int byte_offset, int expected_bytes,
+                    Where where) {
+  check_shared_range(region, byte_count, byte_offset, 8, byte_begin, where);
+  Barrier& barrier = barrier_at(byte_begin + byte_offset, false, "barrier_arrive", where);
+  if (barrier.arrived == barrier.arrivals) {
+    fault(where, "barrier_arrive: arrival %d in a phase that %d end, and whose bytes have not come",
+          barrier.arrived + 1, barrier.arrivals);
+  }
+  ++barrier.arrived;
+  barrier.announced += expected_bytes;
+  barrier.gathered.add(running().knows);
+  end_phase(*machine.block, barrier);
+}
+
+void barrier_wait(const char* region, int byte_begin, int byte_count, int byte_offset, int parity, Where where) {
+  check_shared_range(region, byte_count, byte_offset, 8, byte_begin, where);
+  Block& block = *machine.block;
+  const auto number =
+      static_cast<std::size_t>(&barrier_at(byte_begin + byte_offset, false, "barrier_wait", where) -
+                               block.barriers.data());
+  while (true) {
+    Barrier& barrier = block.barriers[number];
+    if (static_cast<int>(barrier.phase & 1u) != parity) break;
+    if (deliver_copies(block, barrier)) continue;
+    running().waits_for = static_cast<int>(number);
+    block_thread(Waiting::kForBarrier, "barrier_wait", where);
+  }
+  running().knows.add(block.barriers[number].released);
+}
+
+bool count_arrive(const char* region, int byte_begin, int byte_count, int byte_offset, int arrivals, Where where) {
+  check_shared_range(region, byte_count, byte_offset, 4, byte_begin, where);
+  Barrier& count = barrier_at(byte_begin + byte_offset, true, "count_arrive", where);
+  count.gathered.add(running().knows);
+  if (++count.arrived < arrivals) return false;
+  count.arrived = 0;
+  running().knows.add(count.gathered);
+  return true;
+}
+
+void copy_bulk(const char* region, int byte_begin, int byte_count, int byte_offset, const GlobalView& source,
+               std::int64_t source_offset, int bytes, int barrier_address, Where where) {
+  if (bytes <= 0 || bytes % 16 != 0) fault(where, "copy_bulk of %d bytes: expected a multiple of 16", bytes);
+  Block& block = *machine.block;
+  Barrier& barrier = barrier_at(barrier_address, false, "copy_bulk", where);
+  if (!barrier.published) fault(where, "copy_bulk: no publish_barriers() since the barrier's init");
+  if (bytes > barrier.announced) {
+    fault(where, "copy_bulk of %d bytes to a barrier that expects %lld more in this phase", bytes,
+          static_cast<long long>(barrier.announced));
+  }
+  const auto number = static_cast<int>(&barrier - block.barriers.data());
+  const int address = byte_begin + byte_offset;
+  const unsigned char* from = nullptr;
+  for (int first = 0; first < bytes; first += 16) {
+    check_shared_range(region, byte_count, byte_offset + first, 16, byte_begin, where);
+    const void* piece = checked_global(false, source, source_offset + first, 16, where);
+    if (first == 0) from = static_cast<const unsigned char*>(piece);
+    for (int byte = address + first; byte < address + first + 16; byte += 4) {
+      Word& word = block.words[static_cast<std::size_t>(byte / 4)];
+      if (word.pending && word.block_serial == block.serial) {
+        fault(where, "shared region '%s' byte %d: copied to while the %s of %s is under way", region, byte - byte_begin,
+              word.write_warp < kMaxWarps ? "copy_async" : "copy_bulk", format_where(word.write_where).c_str());
+      }
+      check_and_record_write(word, region, byte - byte_begin, where);
+      mark_written(word, block, region, byte, 16);
+      word.pending = true;
+      word.write_warp = static_cast<std::uint8_t>(kMaxWarps + number);
+      word.write_lane = 0;
+      word.write_warp_epoch = barrier.phase;
+    }
+  }
+  std::memset(block.shared.data() + address, 0xff, static_cast<std::size_t>(bytes));
+  const auto begin = reinterpret_cast<std::uintptr_t>(from);
+  counters().global_read_sectors += (begin + static_cast<unsigned>(bytes) - 1) / 32 - begin / 32 + 1;
+  ++counters().bulk_copies;
+  counters().bulk_copy_bytes += static_cast<std::uint64_t>(bytes);
+  barrier.announced -= bytes;
+  barrier.under_way += bytes;
+  barrier.copies.push_back({address, from, bytes});
 }
 
 void clear_buffers() {
@@ -1093,6 +1385,7 @@ bool run(const char* kernel, const Grid& grid, void (*entry)(const void*), const
       block.words.resize(static_cast<std::size_t>(shared_bytes) / 4 + 1);
     }
     block.warps.resize(static_cast<std::size_t>(threads / kWarpSize));
+    block.read_stamps.resize(block.words.size() * block.warps.size());
     for (Warp& warp : block.warps) flush_sites(warp);
   }
   make_fibers(threads * grid.cluster);

@@ -51,6 +51,9 @@ struct Counters {
   std::uint64_t remote_write_bytes = 0;
   std::uint64_t wgmma_m16n8k16 = 0;      // work of wgmma, in m16n8k16
   std::uint64_t wgmma_shared_bytes = 0;  // of A and B in shared memory, read once a warpgroup
+  std::uint64_t warpgroup_barriers = 0;  // barriers completed by a warpgroup
+  std::uint64_t bulk_copies = 0;
+  std::uint64_t bulk_copy_bytes = 0;  // read from global and written to shared memory
 };
 
 inline Counters& counters() {
@@ -112,6 +115,7 @@ void release_warp();
 
 void sync_block(Where where);
 void sync_warp(Where where);
+void sync_warpgroup(Where where);
 void wait_for_earlier_launches();
 void sync_cluster(Where where);
 
@@ -148,6 +152,16 @@ void copy_async(const char* region, int byte_begin, int byte_count, int byte_off
                 std::int64_t source_offset, bool valid, Where where);
 void copy_async_commit();
 void copy_async_wait(int pending, Where where);
+
+// mbarriers at a byte of a region. A count of arrivals is one that nobody waits for: `arrivals` 0.
+void barrier_init(const char* region, int byte_begin, int byte_count, int byte_offset, int arrivals, Where where);
+void publish_barriers();
+void barrier_arrive(const char* region, int byte_begin, int byte_count, int byte_offset, int expected_bytes,
+                    Where where);
+void barrier_wait(const char* region, int byte_begin, int byte_count, int byte_offset, int parity, Where where);
+bool count_arrive(const char* region, int byte_begin, int byte_count, int byte_offset, int arrivals, Where where);
+void copy_bulk(const char* region, int byte_begin, int byte_count, int byte_offset, const GlobalView& source,
+               std::int64_t source_offset, int bytes, int barrier_address, Where where);
 
 int dynamic_shared_bytes();
 

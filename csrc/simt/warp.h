@@ -16,6 +16,7 @@ inline int block_index_y() { return static_cast<int>(simt::current.block.y); }
 
 inline void sync_block(simt::Where where = simt::Where::here()) { simt::sync_block(where); }
 inline void sync_warp(simt::Where where = simt::Where::here()) { simt::sync_warp(where); }
+inline void sync_warpgroup(simt::Where where = simt::Where::here()) { simt::sync_warpgroup(where); }
 
 namespace simt {
 

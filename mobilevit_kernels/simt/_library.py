@@ -56,6 +56,9 @@ class Counters:
     remote_write_bytes: int
     wgmma_m16n8k16: int
     wgmma_shared_bytes: int
+    warpgroup_barriers: int
+    bulk_copies: int
+    bulk_copy_bytes: int
 
 
 @dataclass(frozen=True)
