@@ -186,30 +186,31 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
     if (place % 2 == 0) return {begin, Config::kPanelElements};
     return {begin + Config::kPanelElements, Config::kReduceElements};
   };
-  // By one lane of the block.
+  // By one warp of the block.
   const auto fetch_chunk = [&](int number, int to_slot) {
     if (number >= layer_chunks_end + params.out_chunks) return;
     const Piece piece = piece_of(number);
-    barrier_arrive_expecting(barriers, to_slot, 2 * piece.elements);
-    copy_bulk(ring, to_slot * Config::kSlotElements, params.weights, piece.begin, 2 * piece.elements, barriers,
-              to_slot);
+    if (lane == 0) {
+      barrier_arrive_expecting(barriers, to_slot, 2 * piece.elements);
+      copy_bulk(ring, to_slot * Config::kSlotElements, params.weights, piece.begin, 2 * piece.elements, barriers,
+                to_slot);
+    }
   };
-  int number = 0;  // of this warp's chunk
-  int slot = 0;    // where it is
-  int parity = 0;  // of the slot's phase
+  unsigned number = 0;  // of this warp's chunk; one register for slot and parity, too
   const auto take_chunk = [&] {
-    barrier_wait(barriers, slot, parity);
+    const int slot = static_cast<int>(number % Config::kSlots);
+    barrier_wait(barriers, slot, static_cast<int>(number / Config::kSlots % 2));
     return ring.part(slot * Config::kSlotElements, Config::kSlotElements);
   };
   // All products and loads of this warp that read the chunk are done.
   const auto leave_chunk = [&] {
     sync_warp();
-    if (lane == 0 && count_arrive(left, slot, Config::kWarps)) fetch_chunk(number + Config::kSlots, slot);
-    ++number;
-    if (++slot == Config::kSlots) {
-      slot = 0;
-      parity ^= 1;
+    const int slot = static_cast<int>(number % Config::kSlots);
+    // A vote, so that the compiler works out what to fetch in registers of the warp: lanes have none to spare.
+    if (any_lane(lane == 0 && count_arrive(left, slot, Config::kWarps))) {
+      fetch_chunk(static_cast<int>(number) + Config::kSlots, slot);
     }
+    ++number;
   };
   // What this warpgroup has stored is there for its products.
   const auto publish_rows = [&] {

@@ -166,6 +166,27 @@ def test_cluster_exchanges_shared_memory(backend: str) -> None:
 
 
 @on_devices
+def test_bulk_copies_and_barriers(backend: str) -> None:
+    if backend == "cuda" and torch.cuda.is_available() and torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("mbarriers need compute capability 9.0")
+    words = inputs(16)  # two blocks of eight warps
+    words[:] = np.random.default_rng(4).integers(0, 2**32, words.shape, dtype=np.uint32)
+    out = golden(backend, "barriers", words).reshape(2, 8, 32, 4)
+    blocks = words.reshape(2, 8, 32, 12)
+    warps = np.arange(8, dtype=np.uint32)
+    even, odd = np.zeros((2, 32), np.uint32), np.zeros((2, 32), np.uint32)
+    exchanged = np.zeros((2, 8, 32), np.uint32)
+    for round_ in range(3):
+        slot = blocks[:, 2 * round_]
+        even += slot[:, :, ::2].sum(-1, dtype=np.uint32)
+        odd += np.roll(slot, -1, axis=1)[:, :, 1::2].sum(-1, dtype=np.uint32)
+        exchanged = exchanged * np.uint32(3) + even[:, None] + (warps // 4 * 4 + (warps + 1) % 4)[None, :, None]
+    assert np.array_equal(out[..., 0], np.broadcast_to(even[:, None], (2, 8, 32)))
+    assert np.array_equal(out[..., 1], np.broadcast_to(odd[:, None], (2, 8, 32)))
+    assert np.array_equal(out[..., 2], exchanged)
+
+
+@on_devices
 def test_shuffles(backend: str) -> None:
     words = inputs()
     words[0, :, 0] = np.arange(32) * 11 + 5

@@ -7,6 +7,7 @@
 #include "../common/cluster.cuh"
 #include "../common/launch.cuh"
 #include "../common/math.cuh"
+#include "../common/mbarrier.cuh"
 #include "../common/mma.cuh"
 #include "../common/overlap.cuh"
 #include "../common/warp.cuh"
@@ -137,6 +138,53 @@ __global__ void golden_async_copy_kernel(const GoldenParams params) {
   for (int i = 0; i < kGoldenOutputs; ++i) params.out.store(lane * kGoldenOutputs + i, neighbour.word[i]);
 }
 
+// Blocks of two warpgroups; inputs and outputs are those of eight warps. Three rounds through a ring of two slots: a
+// bulk copy brings warp 2 · round's inputs, the warps of a group add theirs to shared memory, and each lane sums up what
+// its own and the next lane's words of the slot are, and what the next warp of its group has put down. The last warp to
+// leave a slot fills it again.
+__global__ void golden_barriers_kernel(const GoldenParams params) {
+  if constexpr (!clusters_exist()) return;
+  wait_for_earlier_launches();
+  constexpr int kWords = 32 * kGoldenInputs;
+  const int warp = warp_index();
+  const int lane = lane_index();
+  const std::int64_t first = std::int64_t{block_index_x()} * 8;
+  const Shared<std::uint32_t> ring = shared_region<std::uint32_t>("ring", 0, 2 * kWords);
+  const Shared<std::uint32_t> words = shared_region<std::uint32_t>("words", 8 * kWords, 8 * 32);
+  const auto barriers = shared_region<std::uint64_t>("barriers", 8 * kWords + 1024, 2);
+  const auto left = shared_region<std::uint32_t>("left", 8 * kWords + 1040, 2);
+  const auto fetch = [&](int round) {
+    barrier_arrive_expecting(barriers, round % 2, 4 * kWords);
+    copy_bulk(ring, round % 2 * kWords, params.in, (first + 2 * round) * kWords, 4 * kWords, barriers, round % 2);
+  };
+  if (thread_index() == 0) {
+    for (int i = 0; i < 2; ++i) {
+      barrier_init(barriers, i, 1);
+      count_init(left, i);
+    }
+    publish_barriers();
+    fetch(0);
+    fetch(1);
+  }
+  sync_block();
+  std::uint32_t sums[kGoldenOutputs] = {};
+  for (int round = 0; round < 3; ++round) {
+    barrier_wait(barriers, round % 2, round / 2);
+    for (int i = 0; i < kGoldenInputs; ++i) {
+      sums[i % 2] += ring.load<std::uint32_t>(round % 2 * kWords + (lane + i % 2) % 32 * kGoldenInputs + i);
+    }
+    sync_warp();
+    if (lane == 0 && count_arrive(left, round % 2, 8) && round == 0) fetch(2);
+    words.store(warp * 32 + lane, sums[0] + static_cast<std::uint32_t>(warp));
+    sync_warpgroup();
+    sums[2] = sums[2] * 3 + words.load<std::uint32_t>((warp / 4 * 4 + (warp + 1) % 4) * 32 + lane);
+    sync_warpgroup();
+  }
+  for (int i = 0; i < kGoldenOutputs; ++i) {
+    params.out.store(((first + warp) * 32 + lane) * kGoldenOutputs + i, sums[i]);
+  }
+}
+
 // Clusters of four blocks. Lane l of rank r writes its words 0 … 3, 4 … 5 and 6 to rank r + 1, and after a barrier
 // reads word 7 of rank r + 2; its output is what came, exclusive-ored, beside its rank and the size of the cluster.
 __global__ void golden_cluster_kernel(const GoldenParams params) {
@@ -226,6 +274,12 @@ Status run_wgmma(const LaunchShape& shape, Stream stream, const GoldenParams& pa
   return launch<kKernel>("golden", {1, 1, 128, 4 * kGoldenWgmmaImage}, stream, params);
 }
 
+Status run_barriers(const LaunchShape& shape, Stream stream, const GoldenParams& params) {
+  if (shape.blocks_x % 8 != 0) return fail(Status::kInvalidArgument, "golden: warps: expected multiples of 8");
+  const int shared_bytes = 2 * 4 * 32 * kGoldenInputs + 1024 + 32;
+  return launch<golden_barriers_kernel>("golden", {shape.blocks_x / 8, 1, 256, shared_bytes}, stream, params);
+}
+
 const Golden kGoldens[] = {
     {"mma_m16n8k16_float16", run<golden_kernel<GoldenMma<Half, 16>>>},
     {"mma_m16n8k16_bfloat16", run<golden_kernel<GoldenMma<BFloat16, 16>>>},
@@ -242,6 +296,7 @@ const Golden kGoldens[] = {
     {"pairs_bfloat16", run<golden_kernel<GoldenPairs<BFloat16>>>},
     {"async_copy", run<golden_async_copy_kernel>},
     {"cluster", run<golden_cluster_kernel, 4>},
+    {"barriers", run_barriers},
     {"wgmma_shared_float16", run_wgmma<golden_wgmma_kernel<Half, false, false>>},
     {"wgmma_shared_transposed_float16", run_wgmma<golden_wgmma_kernel<Half, false, true>>},
     {"wgmma_registers_float16", run_wgmma<golden_wgmma_kernel<Half, true, false>>},

@@ -410,6 +410,104 @@ void add_async_copies(Table& table) {
   });
 }
 
+// --- 9.7.9.25 cp.async.bulk; 9.7.13.15 mbarrier ----------------------------------------------------------------------
+
+MemoryBarrier& barrier_of(Warp& warp, u64 address) {
+  const auto found = warp.block().barriers.find(static_cast<u32>(address));
+  if (found == warp.block().barriers.end()) {
+    throw Fault(format("no mbarrier was initialised at %#llx", static_cast<unsigned long long>(address)));
+  }
+  return found->second;
+}
+
+// mbarrier.init [address], arrivals
+void init_barrier(Warp& warp, const Instruction& i, Mask active) {
+  for_lanes(active, [&](int lane) {
+    const u32 address = static_cast<u32>(address_of(warp, i, 0, lane));
+    const u64 nothing = 0;
+    warp.block().shared.write(address, 8, &nothing);
+    const u32 arrivals = warp.lanes<u32>(i.operand[1])[lane];
+    if (arrivals == 0 || arrivals > (1u << 20) - 1) throw Fault(format("an mbarrier of %u arrivals", arrivals));
+    MemoryBarrier barrier;
+    barrier.expected = static_cast<int>(arrivals);
+    if (!warp.block().barriers.try_emplace(address, barrier).second) throw Fault("an mbarrier is initialised twice");
+  });
+}
+
+// mbarrier.arrive _, [address]; with expect_tx _, [address], bytes
+template <bool kBytes>
+void arrive(Warp& warp, const Instruction& i, Mask active) {
+  for_lanes(active, [&](int lane) {
+    MemoryBarrier& barrier = barrier_of(warp, address_of(warp, i, 1, lane));
+    if (barrier.arrived == barrier.expected) throw Fault("more arrivals at an mbarrier than end its phase");
+    if constexpr (kBytes) barrier.bytes += warp.lanes<u32>(i.operand[2])[lane];
+    ++barrier.arrived;
+    barrier.end_phase();
+    ++warp.block().events;
+  });
+}
+
+// mbarrier.try_wait.parity p, [address], parity: what is on its way comes now.
+void try_wait(Warp& warp, const Instruction& i, Mask active) {
+  pred* const over = warp.lanes<pred>(i.operand[0]);
+  for_lanes(active, [&](int lane) {
+    MemoryBarrier& barrier = barrier_of(warp, address_of(warp, i, 1, lane));
+    for (const MemoryBarrier::Copy& copy : barrier.copies) {
+      for (int byte = 0; byte < copy.bytes; byte += 16) {
+        warp.block().shared.land(copy.to + static_cast<u32>(byte), static_cast<const char*>(copy.from) + byte, 16, 16);
+      }
+      barrier.bytes -= copy.bytes;
+      ++warp.block().events;
+    }
+    if (!barrier.copies.empty()) {
+      barrier.copies.clear();
+      barrier.end_phase();
+    }
+    over[lane] = static_cast<u32>(barrier.phase & 1) != warp.lanes<u32>(i.operand[2])[lane];
+    if (!over[lane]) warp.poll_again();
+  });
+}
+
+// cp.async.bulk….complete_tx::bytes [to], [from], bytes, [mbarrier]
+void bulk_copy(Warp& warp, const Instruction& i, Mask active) {
+  for_lanes(active, [&](int lane) {
+    const u32 to = static_cast<u32>(address_of(warp, i, 0, lane));
+    const u64 from = address_of(warp, i, 1, lane, 1);
+    const u32 bytes = warp.lanes<u32>(i.operand[2])[lane];
+    if (bytes == 0 || bytes % 16 != 0) throw Fault(format("cp.async.bulk of %u bytes", bytes));
+    MemoryBarrier& barrier = barrier_of(warp, address_of(warp, i, 3, lane, 2));
+    for (u32 byte = 0; byte < bytes; byte += 16) {
+      warp.block().global->check(from + byte, 16, false, warp.before_wait(lane));
+      warp.block().shared.begin_copy(to + byte, 16);
+    }
+    barrier.copies.push_back({to, reinterpret_cast<const void*>(from), static_cast<int>(bytes)});
+    ++warp.block().events;
+  });
+}
+
+// atom.inc d, [address], b: d is what was there, and there is one more, or zero where it was b or more.
+void increment(Warp& warp, const Instruction& i, Mask active) {
+  for_lanes(active, [&](int lane) {
+    const u32 address = static_cast<u32>(address_of(warp, i, 1, lane));
+    u32 value = 0;
+    warp.block().shared.read(address, 4, &value);
+    warp.lanes<u32>(i.operand[0])[lane] = value;
+    value = value >= warp.lanes<u32>(i.operand[2])[lane] ? 0 : value + 1;
+    warp.block().shared.write(address, 4, &value);
+  });
+}
+
+void add_barriers_in_memory(Table& table) {
+  table["mbarrier.init.shared::cta.b64"] = whole({4, 4}, init_barrier);
+  table["mbarrier.arrive.shared::cta.b64"] = whole({0, 4}, arrive<false>);
+  table["mbarrier.arrive.expect_tx.shared::cta.b64"] = whole({0, 4, 4}, arrive<true>);
+  table["mbarrier.try_wait.parity.shared::cta.b64"] =
+      whole({1, 4, 4}, try_wait, Convergence::kNone, Flow::kPoll);
+  table["fence.mbarrier_init.release.cluster"] = whole({}, nullptr);
+  table["cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes"] = whole({4, 8, 4, 4}, bulk_copy);
+  table["atom.acq_rel.cta.shared::cta.inc.u32"] = whole({4, 4, 4}, increment);
+}
+
 // --- 9.7.9.6 shfl.sync: d|p, a, b, c, membermask; 9.7.13 vote.sync ---------------------------------------------------
 
 enum class Shuffle { kUp, kDown, kButterfly, kIndex };
@@ -475,6 +573,21 @@ void add_control_synchronisation(Table& table) {
         if (warp.lanes<u32>(i.operand[0])[0] != 0) throw Fault("named barriers are not implemented");
       },
       Convergence::kAligned, Flow::kBlockBarrier);
+  // bar.sync barrier, threads
+  table["bar.sync part"] = whole(
+      {4, 4},
+      [](Warp& warp, const Instruction& i, Mask) {
+        const u32 number = warp.lanes<u32>(i.operand[0])[0];
+        const u32 threads = warp.lanes<u32>(i.operand[1])[0];
+        if (number == 0 || number > 15) throw Fault(format("a barrier of part of the block, number %u", number));
+        if (threads == 0 || threads % kLanes != 0) throw Fault(format("a barrier of %u threads", threads));
+        PartBarrier& part = warp.block().parts[number];
+        const int warps = static_cast<int>(threads / kLanes);
+        if (part.waiting > 0 && part.warps != warps) throw Fault("a barrier of different numbers of threads");
+        part.warps = warps;
+        warp.part = static_cast<int>(number);
+      },
+      Convergence::kAligned, Flow::kPartBarrier);
   table["bar.warp.sync"] = whole({4}, nullptr, Convergence::kMemberMask);
   table["barrier.cluster.arrive.release.aligned"] = whole({}, nullptr, Convergence::kAligned, Flow::kClusterArrive);
   table["barrier.cluster.wait.acquire.aligned"] = whole({}, nullptr, Convergence::kAligned, Flow::kClusterWait);
@@ -738,6 +851,7 @@ const Table& instruction_table() {
     add_moves_conversions(table);
     add_loads_stores(table);
     add_async_copies(table);
+    add_barriers_in_memory(table);
     add_control_synchronisation(table);
     add_matrices(table);
     add_warpgroup_matrices(table);

@@ -36,6 +36,7 @@ void Warp::start(int block_x, int block_y, int rank, int blocks) {
   stop = Stop::kReady;
   cluster_phase = 0;
   arrived = false;
+  polls_ = false;
   groups_.assign(1, {0, kAllLanes});
   waited_ = 0;
   for (int lane = 0; lane < kLanes; ++lane) {
@@ -178,6 +179,15 @@ void Warp::run(std::vector<std::uint64_t>& executed) {
       case Flow::kBlockBarrier:
         stop = Stop::kBlockBarrier;
         return;
+      case Flow::kPartBarrier:
+        stop = Stop::kPartBarrier;
+        return;
+      case Flow::kPoll:
+        if (!polls_) break;
+        polls_ = false;
+        stop = Stop::kPolling;
+        seen = block_->events;
+        return;
       case Flow::kClusterArrive: {
         if (arrived) throw Fault("a warp arrives at a cluster barrier twice: " + kernel_->describe(instruction));
         arrived = true;
@@ -203,6 +213,12 @@ void Warp::run(std::vector<std::uint64_t>& executed) {
   stop = Stop::kDone;
 }
 
+void MemoryBarrier::end_phase() {
+  if (arrived < expected || bytes != 0) return;
+  arrived = 0;
+  ++phase;
+}
+
 namespace {
 
 // Lets the warps of a cluster run until all have ended.
@@ -225,6 +241,7 @@ void run_cluster(Kernel& kernel, Cluster& cluster, std::mt19937* random) {
         ++warp->cluster_phase;
         warp->stop = Warp::Stop::kReady;
       }
+      if (warp->stop == Warp::Stop::kPolling && warp->block().events != warp->seen) warp->stop = Warp::Stop::kReady;
       if (warp->stop != Warp::Stop::kReady) continue;
       progress = true;
       Block& block = warp->block();
@@ -240,6 +257,15 @@ void run_cluster(Kernel& kernel, Cluster& cluster, std::mt19937* random) {
       if (warp->stop == Warp::Stop::kBlockBarrier && ++block.waiting == static_cast<int>(block.warps.size())) {
         block.waiting = 0;
         for (Warp& other : block.warps) other.stop = Warp::Stop::kReady;
+      }
+      if (warp->stop == Warp::Stop::kPartBarrier) {
+        PartBarrier& part = block.parts[warp->part];
+        if (++part.waiting == part.warps) {
+          part.waiting = 0;
+          for (Warp& other : block.warps) {
+            if (other.stop == Warp::Stop::kPartBarrier && other.part == warp->part) other.stop = Warp::Stop::kReady;
+          }
+        }
       }
     }
   }
@@ -276,6 +302,8 @@ void run(Kernel& kernel, const Grid& grid, const GlobalMemory& global, std::uint
         block.shared.reset();
         block.waiting = 0;
         block.done = 0;
+        std::fill(std::begin(block.parts), std::end(block.parts), PartBarrier{});
+        block.barriers.clear();
         for (Warp& warp : block.warps) warp.start(x + block.rank, y, block.rank, grid.cluster);
       }
       try {

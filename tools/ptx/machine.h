@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <vector>
 
 #include "memory.h"
@@ -23,7 +24,7 @@ class Warp {
  public:
   Warp(const Kernel& kernel, Block& block, int index);
 
-  enum class Stop { kReady, kBlockBarrier, kClusterBarrier, kDone };
+  enum class Stop { kReady, kBlockBarrier, kPartBarrier, kPolling, kClusterBarrier, kDone };
 
   // At the beginning of the block (block_x, block_y) of rank `rank` in a cluster of `blocks`.
   void start(int block_x, int block_y, int rank, int blocks);
@@ -42,12 +43,16 @@ class Warp {
   void copy(int lane, std::uint32_t to, const void* from, int from_bytes);
   void commit_copies(Mask active);
   void wait_for_copies(Mask active, int pending);
+  // A wait for an mbarrier that was in vain: another warp runs, until something has come to one.
+  void poll_again() { polls_ = true; }
 
   // What the machine knows of it.
   int index() const { return index_; }
   Stop stop = Stop::kReady;
   int cluster_phase = 0;      // cluster barriers passed
   bool arrived = false;       // at the cluster's barrier, and not yet passed it
+  std::uint64_t seen = 0;     // events at mbarriers when it polled in vain
+  int part = 0;               // the named barrier where it waits
   std::string where() const;  // its first lanes' place
 
  private:
@@ -75,6 +80,7 @@ class Warp {
   std::vector<unsigned char> file_;
   std::vector<Group> groups_;  // by place
   Mask waited_ = 0;
+  bool polls_ = false;
   std::vector<Copy> copies_[kLanes];
   int committed_[kLanes] = {};
 };
@@ -86,12 +92,37 @@ struct Cluster {
   int phase = 0;  // barriers completed
 };
 
+// An mbarrier: what its 64 bits hold, and the bulk copies whose bytes have not come. They come when somebody looks.
+struct MemoryBarrier {
+  struct Copy {
+    std::uint32_t to;
+    const void* from;
+    int bytes;
+  };
+  int expected = 0;  // arrivals that end a phase
+  int arrived = 0;
+  std::int64_t bytes = 0;  // announced and not there
+  int phase = 0;           // phases that have ended
+  std::vector<Copy> copies;
+
+  void end_phase();
+};
+
+// A named barrier of part of a block.
+struct PartBarrier {
+  int warps = 0;  // that take part
+  int waiting = 0;
+};
+
 struct Block {
   SharedMemory shared;
   std::vector<Warp> warps;
   Cluster* cluster = nullptr;
   int rank = 0;
   int waiting = 0;  // warps at the block's barrier
+  PartBarrier parts[16];
+  std::map<std::uint32_t, MemoryBarrier> barriers;  // by address
+  std::uint64_t events = 0;                         // arrivals at mbarriers, copies to them, their phases' ends
   int done = 0;
   const GlobalMemory* global = nullptr;
   const unsigned char* parameters = nullptr;

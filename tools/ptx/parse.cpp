@@ -254,6 +254,10 @@ class Parser {
 
   Parsed operand() {
     const std::string& word = peek();
+    if (word == "_") {  // a result that nobody wants
+      take();
+      return {Parsed::kRegister, {allocate(8), 8}, 0};
+    }
     if (word[0] == '%' || find_register(word) != nullptr) {
       const std::string name = take();
       const Place* const found = find_register(name);
@@ -311,7 +315,7 @@ class Parser {
         expect("}");
       } else if (accept("[")) {
         parsed.push_back(operand());
-        if (addresses >= 2) fail("more than two addresses");
+        if (addresses >= 3) fail("more than three addresses");
         decoded.displacement[addresses++] = accept("+") ? number() : 0;
         expect("]");
       } else {
@@ -320,6 +324,7 @@ class Parser {
       if (peek() != ";" && !accept("|")) expect(",");
     }
 
+    if (opcode == "bar.sync" && parsed.size() == 2) opcode += " part";
     const auto found = instruction_table().find(opcode);
     if (found == instruction_table().end()) fail("the instruction '" + opcode + "' is not implemented");
     decoded.operation = &found->second;

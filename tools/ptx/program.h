@@ -25,7 +25,7 @@ struct Instruction;
 using Execute = void (*)(Warp&, const Instruction&, Mask active);
 
 // What the machine itself does for an instruction, beside its `execute`.
-enum class Flow : std::uint8_t { kNone, kBranch, kExit, kBlockBarrier, kClusterArrive, kClusterWait };
+enum class Flow : std::uint8_t { kNone, kBranch, kExit, kBlockBarrier, kPartBarrier, kPoll, kClusterArrive, kClusterWait };
 
 // Which lanes have to be there together.
 enum class Convergence : std::uint8_t {
@@ -43,7 +43,7 @@ struct Operation {
 };
 
 // By the whole opcode as PTX spells it; " unpack" is added where the destination of a mov is in braces, " pack" where
-// its source is, " registers" where A of a wgmma is.
+// its source is, " registers" where A of a wgmma is, " part" to a bar.sync of a number of threads.
 const std::unordered_map<std::string, Operation>& instruction_table();
 
 struct Instruction {
@@ -51,7 +51,7 @@ struct Instruction {
   std::vector<std::uint32_t> operand;  // places in the register file
   std::vector<std::uint8_t> width;     // bytes of a lane there
   int operands = 0;
-  std::array<std::int64_t, 2> displacement{};  // of addresses, in order
+  std::array<std::int64_t, 3> displacement{};  // of addresses, in order
   bool has_guard = false;
   bool guard_value = true;  // @%p, else @!%p
   std::uint32_t guard = 0;
