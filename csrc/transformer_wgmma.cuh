@@ -27,15 +27,15 @@
 //
 // The packing is mobilevit_kernels/native/transformer_wgmma.py.
 //
-// No barrier of the block stands in the way: warpgroups drift apart, by up to as many chunks as there are slots, so that
-// one multiplies while another works on its sums.
+// No barrier of the block stands in the way: warpgroups drift apart, by up to as many chunks as there are slots, so
+// that one multiplies while another works on its sums.
 //   - A chunk is one bulk copy, which ends a phase of its slot's mbarrier `full`; every warp waits for that. The last
 //     warp to leave a slot, by a count of those that have, fills it with the chunk kSlots further on.
 //   - X and the heads' results are written and read, as A, by one warpgroup: a barrier of its own lies between.
-//   - K and V of a sequence of 64 tokens are one warpgroup's, too; of 16, one warp's. Of 256 they are the block's: every
-//     warp arrives at `stored` when it has written a head's, and waits for it before it reads. Where there is memory for
-//     K and V of two heads, that is enough: who has waited knows that all have read the head before. Else every warp
-//     arrives at `read` as well, and waits for that before it writes the next head's.
+//   - K and V of a sequence of 64 tokens are one warpgroup's, too; of 16, one warp's. Of 256 they are the block's:
+//     every warp arrives at `stored` when it has written a head's, and waits for it before it reads. Where there is
+//     memory for K and V of two heads, that is enough: who has waited knows that all have read the head before. Else
+//     every warp arrives at `read` as well, and waits for that before it writes the next head's.
 //
 // Registers: 128 a thread with four warpgroups, of which W_2's sums take kDim / 2, and a chunk's hidden columns
 // 3/4 · kHidden; at kDim ≥ 192 they leave room for two warpgroups.
@@ -102,14 +102,15 @@ struct TransformerWgmmaConfig {
   static constexpr int kValuesBegin = kKeysBegin + (kInWarp ? 0 : kBuffers * kHeadBytes);
   static constexpr int kRingBegin = kValuesBegin + kBuffers * kHeadBytes;
   static constexpr int kBarriersBegin = kRingBegin + kSlots * kSlotElements * 2;
-  static constexpr int kBarriers = kSlots + 2;                     // `full` of each slot, then `stored` and `read`
+  static constexpr int kBarriers = kSlots + 2;  // `full` of each slot, then `stored` and `read`
   static constexpr int kCountsBegin = round_up(kBarriersBegin + 8 * kBarriers, 16);
   static constexpr int kSharedBytes = kCountsBegin + 4 * kSlots;
 
   static_assert(kDim % 8 == 0 && kHeadDim % 2 == 0, "channels come in tiles of 8, those of a head in pairs");
   static_assert(kSteps % kDepth == 0 && 2 * kDim % kHidden == 0, "chunks are equal");
   static_assert(kHidden % 16 == 0, "hidden columns are k-steps of the next product");
-  static_assert(kTokens == 16 || kTokens == 64 || kTokens == kRows, "a sequence is a warp's, a warpgroup's or a block's");
+  static_assert(kTokens == 16 || kTokens == 64 || kTokens == kRows,
+                "a sequence is a warp's, a warpgroup's or a block's");
   static_assert(kSlotElements % 8 == 0 && kHeads % 2 == 0, "copies are aligned; a layer leaves parities as they were");
   static_assert(kSharedBytes <= kLeast + (kBuffers - 1) * 2 * kHeadBytes + (kSlots - 3) * kSlotElements * 2,
                 "kBarrierBytes are enough");
@@ -425,8 +426,8 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
       for (int s = 0; s < kQuerySteps; ++s) {
         // Behind an odd number of planes Q is zero, whatever stands in for K.
         const int next_plane = 2 * s + 1 < kHeadTiles ? kPlane : 0;
-        wgmma(scores[0], queries.fragment[0][s], MatrixInShared<T>{keys, buffer + 2 * s * kPlane + key * 8, 64, next_plane},
-              s > 0);
+        wgmma(scores[0], queries.fragment[0][s],
+              MatrixInShared<T>{keys, buffer + 2 * s * kPlane + key * 8, 64, next_plane}, s > 0);
       }
       wgmma_commit();
       wgmma_wait<0>();

@@ -141,8 +141,53 @@ PLANTED = [
         r"planted.cu:\d+: warp \d lane \d+.*lane \d+ overwrote its fragment of A before this wait for the wgmma",
     ),
     ("wgmma misaligned", r"planted.cu:\d+: warp \d lane \d+.*cores of 'left' at byte \d+ in steps of 128 and 1024"),
-    ("wgmma out of bounds", r"planted.cu:\d+: warp 3 lane \d+.*'left' out of bounds: bytes \d+ … \d+ of 2048"),
+    ("wgmma out of bounds", r"planted.cu:\d+: warp \d lane \d+.*'left' out of bounds: bytes \d+ … \d+ of 2048"),
     ("wgmma by part of a warpgroup", r"planted.cu:\d+: warp \d lane \d+.*whole warpgroups of 128 .* has 96 threads"),
+    (
+        "bulk copy read before the wait",
+        r"planted.cu:\d+: warp \d lane \d+.*'ring' byte \d+: read before the barrier_wait",
+    ),
+    (
+        "bulk copy read after another's wait",
+        r"planted.cu:\d+: warp \d lane \d+.*'ring' byte \d+: (read before the barrier_wait for the copy_bulk at|"
+        r"(copied to|written|read) (here|while).*(copy_bulk at planted.cu:\d+, no barrier_wait|read by warp))",
+    ),
+    ("bulk copy of more than announced", r"planted.cu:\d+: warp 0 lane 0.*of 256 bytes to a barrier that expects 240"),
+    (
+        "bulk copy of less than announced",
+        r"deadlock(.|\n)*waiting at barrier_wait \(planted.cu:\d+\) for 0 of 1 arrivals and 16 bytes",
+    ),
+    ("bulk copy of an odd size", r"planted.cu:\d+: warp 0 lane 0.*copy_bulk of 248 bytes: expected a multiple of 16"),
+    (
+        "bulk copy to a slot that is read",
+        r"planted.cu:\d+: warp \d lane \d+.*'ring' byte \d+: (read before the barrier_wait for|"
+        r"(read|written) here.*(no barrier_wait|read by (warp|lane)))",
+    ),
+    ("bulk copy left under way", r"the block left the kernel while a copy_bulk is under way"),
+    ("barrier without init", r"planted.cu:\d+: warp \d lane \d+.*byte 1552 of shared memory is no barrier"),
+    ("barrier not published", r"planted.cu:\d+: warp 0 lane 0.*no publish_barriers\(\) since the barrier's init"),
+    (
+        "barrier used before a block barrier",
+        r"planted.cu:\d+: warp \d lane \d+.*(no sync_block\(\) since warp 0 lane 0 initialised|is no barrier that was)",
+    ),
+    (
+        "arrival missing",
+        r"deadlock(.|\n)*warp \d all lanes: waiting at barrier_wait \(planted.cu:\d+\) for 1 of 8 arrivals and 0 bytes",
+    ),
+    ("one arrival too many", r"planted.cu:\d+: warp 0 lane 0.*barrier_arrive: arrival 2 in a phase that 1 end"),
+    (
+        "arrival without a warp barrier",
+        r"planted.cu:\d+: warp \d lane \d+.*race on shared region 'handed' byte \d+: read here, written by warp",
+    ),
+    (
+        "missing warpgroup barrier",
+        r"planted.cu:\d+: warp \d lane \d+.*'handed' byte \d+: (read, but nothing was written|"
+        r"(read|written) here,? (and|read|written) by)",
+    ),
+    (
+        "skipped warpgroup barrier",
+        r"planted.cu:\d+: warp \d lane \d+.*(divergent barrier: this thread is at sync_warpgroup|'handed' byte)",
+    ),
     ("bank conflicts", None),
 ]
 
@@ -176,16 +221,19 @@ def test_correct_kernels_pass_under_100_schedules() -> None:
 
 def test_counters_of_a_known_kernel() -> None:
     counted = run_planted(0, 0)
-    assert counted.blocks == 2 + 2 + 2 + 1
+    assert counted.blocks == 2 + 2 + 2 + 1 + 1
     # Ring: 2 blocks × 64 threads × 4 copies of 16 bytes; exchange: 2 blocks × 32 lanes × 4 bytes; cluster: the same
-    # twice; wgmma: 128 threads × 4 bytes.
-    assert counted.global_read_bytes == 2 * 64 * 4 * 16 + 3 * 2 * 32 * 4 + 128 * 4
-    assert counted.global_write_bytes == 2 * 64 * 4 + 3 * 2 * 32 * 4
-    assert counted.global_write_sectors == (2 * 64 + 3 * 2 * 32) * 4 // 32
+    # twice; wgmma: 128 threads × 4 bytes; barrier: four bulk copies of 256 bytes.
+    assert counted.global_read_bytes == 2 * 64 * 4 * 16 + 3 * 2 * 32 * 4 + 128 * 4 + 4 * 256
+    assert counted.global_write_bytes == 2 * 64 * 4 + 3 * 2 * 32 * 4 + 32 * 4
+    assert counted.global_write_sectors == (2 * 64 + 3 * 2 * 32 + 32) * 4 // 32
     # Two lanes fetch the same 16 bytes, which lie 64 bytes apart: 16 sectors a warp and copy.
-    assert counted.global_read_sectors == 2 * 2 * 4 * 16 + 3 * 2 * 4 + 16
-    assert counted.block_barriers == 2 * 9 + 2
-    assert counted.warp_barriers == 2 * 3
+    assert counted.global_read_sectors == 2 * 2 * 4 * 16 + 3 * 2 * 4 + 16 + 4 * 8
+    assert counted.block_barriers == 2 * 9 + 2 + 1
+    assert counted.warp_barriers == 2 * 3 + 8 * 5
+    assert counted.warpgroup_barriers == 2 * 2
+    assert counted.bulk_copies == 4
+    assert counted.bulk_copy_bytes == 4 * 256
     assert counted.shuffles == 2
     assert counted.matrix_load_wavefronts == 2 * 4
     assert counted.cluster_barriers == 4

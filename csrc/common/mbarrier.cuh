@@ -92,11 +92,10 @@ MVK_DEVICE void copy_bulk([[maybe_unused]] Shared<T> destination, [[maybe_unused
                           [[maybe_unused]] int bytes, [[maybe_unused]] Shared<std::uint64_t> barriers,
                           [[maybe_unused]] int index) {
 #if MVK_BARRIERS_EXIST
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n" ::"r"(
-          destination.address(destination_offset)),
-      "l"(source.address(source_offset)), "r"(bytes), "r"(barriers.address(index))
-      : "memory");
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n" ::"r"(
+                   destination.address(destination_offset)),
+               "l"(source.address(source_offset)), "r"(bytes), "r"(barriers.address(index))
+               : "memory");
 #endif
 }
 

@@ -105,7 +105,7 @@ struct Word {
   std::uint32_t read_warp_epoch = 0;
   std::uint32_t reading_warps = 0;
   std::uint32_t reading_lanes = 0;  // of read_warp, in read_warp_epoch
-  std::uint8_t write_warp = 0;  // kMaxWarps and up: a bulk copy to that mbarrier, in phase write_warp_epoch
+  std::uint8_t write_warp = 0;      // kMaxWarps and up: a bulk copy to that mbarrier, in phase write_warp_epoch
   std::uint8_t write_lane = 0;
   std::uint8_t read_warp = 0;
   std::uint8_t write_block = 0;     // rank in the cluster
@@ -150,7 +150,7 @@ struct Block {
   std::vector<std::uint32_t> read_stamps;  // a word and warp: its warp barriers at its last read
   std::vector<Barrier> barriers;
   int arrived_of_group[kMaxWarps / 4] = {};  // threads at sync_warpgroup
-  std::uint64_t serial = 0;  // from 1; never reset, so that no shadow needs clearing
+  std::uint64_t serial = 0;                  // from 1; never reset, so that no shadow needs clearing
   std::uint32_t serial_in_launch = 0;
   std::uint64_t epoch = 0;  // changes with each barrier
   int arrived = 0;          // threads at sync_block
@@ -1271,9 +1271,8 @@ void barrier_arrive(const char* region, int byte_begin, int byte_count, int byte
 void barrier_wait(const char* region, int byte_begin, int byte_count, int byte_offset, int parity, Where where) {
   check_shared_range(region, byte_count, byte_offset, 8, byte_begin, where);
   Block& block = *machine.block;
-  const auto number =
-      static_cast<std::size_t>(&barrier_at(byte_begin + byte_offset, false, "barrier_wait", where) -
-                               block.barriers.data());
+  const auto number = static_cast<std::size_t>(&barrier_at(byte_begin + byte_offset, false, "barrier_wait", where) -
+                                               block.barriers.data());
   while (true) {
     Barrier& barrier = block.barriers[number];
     if (static_cast<int>(barrier.phase & 1u) != parity) break;

@@ -1,6 +1,7 @@
 // wgmma of the simulator.
 //
-// A warp computes its own 16 rows: another warp of its warpgroup changes nothing in them. The sums of a product are
+// A warp computes its own 16 rows: another warp of its warpgroup changes nothing in them. It reads all of A, as far as
+// order is concerned. The sums of a product are
 // computed when it is issued and kept aside; the lanes' registers hold NaN until the wait that delivers them. At that
 // wait the operands are looked at again: what has changed meanwhile a GPU might have read.
 #pragma once
@@ -14,7 +15,7 @@ namespace mvk {
 
 namespace simt {
 
-// The cores of an operand in shared memory that a warp reads, in bytes: two of k for each eight rows or columns.
+// The cores of an operand in shared memory, in bytes: two of k for each eight rows or columns.
 struct WgmmaMatrix {
   const char* region;
   int byte_begin, byte_count;  // of the region
@@ -22,13 +23,13 @@ struct WgmmaMatrix {
   int outers;  // cores along the rows or columns
 };
 
-// The first is that of rows 16w … 16w + 15 of A, or all of B.
+// All of A or B.
 template <class T, bool kTransposed>
-WgmmaMatrix wgmma_matrix(const MatrixInShared<T, kTransposed>& matrix, int first_outer, int outers) {
+WgmmaMatrix wgmma_matrix(const MatrixInShared<T, kTransposed>& matrix, int outers) {
   return {matrix.region.name(),
           matrix.region.byte_begin(),
           matrix.region.byte_count(),
-          2 * (matrix.begin + first_outer * matrix.outer_step),
+          2 * matrix.begin,
           2 * matrix.outer_step,
           2 * matrix.depth_step,
           outers};
@@ -83,7 +84,7 @@ void wgmma(FragmentC* sums, const FragmentA<T>* a, const MatrixInShared<T>* a_ma
   WgmmaSums& into = take_wgmma_sums(lanes, kTiles, accumulate, where);
   auto product = std::make_unique<WgmmaProduct>();
   product->where = where;
-  product->b = wgmma_matrix(b, 0, kTiles);
+  product->b = wgmma_matrix(b, kTiles);
   product->b_cores = read_wgmma_matrix(product->b, where);
   float right[16][kColumns];
   for (int n = 0; n < kColumns; ++n) {
@@ -96,11 +97,11 @@ void wgmma(FragmentC* sums, const FragmentA<T>* a, const MatrixInShared<T>* a_ma
   if (a_matrix != nullptr) {
     const int warp_in_group = current.thread / kWarpSize % 4;
     product->a_in_shared = true;
-    product->a = wgmma_matrix(*a_matrix, 2 * warp_in_group, 2);
+    product->a = wgmma_matrix(*a_matrix, 8);  // all 64 rows have to be there: nothing says who reads which
     product->a_cores = read_wgmma_matrix(product->a, where);
     for (int row = 0; row < 16; ++row) {
       for (int k = 0; k < 16; ++k) {
-        const int place = (row / 8 * 2 + k / 8) * 64 + row % 8 * 8 + k % 8;
+        const int place = ((2 * warp_in_group + row / 8) * 2 + k / 8) * 64 + row % 8 * 8 + k % 8;
         left[row][k] = to_float<T>(product->a_cores[static_cast<std::size_t>(place)]);
       }
     }

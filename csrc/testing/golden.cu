@@ -139,9 +139,9 @@ __global__ void golden_async_copy_kernel(const GoldenParams params) {
 }
 
 // Blocks of two warpgroups; inputs and outputs are those of eight warps. Three rounds through a ring of two slots: a
-// bulk copy brings warp 2 · round's inputs, the warps of a group add theirs to shared memory, and each lane sums up what
-// its own and the next lane's words of the slot are, and what the next warp of its group has put down. The last warp to
-// leave a slot fills it again.
+// bulk copy brings warp 2 · round's inputs, the warps of a group add theirs to shared memory, and each lane sums up
+// what its own and the next lane's words of the slot are, and what the next warp of its group has put down. The last
+// warp to leave a slot fills it again.
 __global__ void golden_barriers_kernel(const GoldenParams params) {
   if constexpr (!clusters_exist()) return;
   wait_for_earlier_launches();

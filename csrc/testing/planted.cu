@@ -5,6 +5,7 @@
 #include "../common/async_copy.cuh"
 #include "../common/cluster.cuh"
 #include "../common/launch.cuh"
+#include "../common/mbarrier.cuh"
 #include "../common/mma.cuh"
 #include "../common/overlap.cuh"
 #include "../common/warp.cuh"
@@ -60,6 +61,21 @@ enum Fault : int {
   kWgmmaMisaligned,
   kWgmmaOutOfBounds,
   kWgmmaByPartOfAWarpgroup,
+  kBulkReadBeforeWait,
+  kBulkReadAfterAnothersWait,
+  kBulkAnnouncedTooFew,
+  kBulkAnnouncedTooMany,
+  kBulkOddSize,
+  kBulkSlotReusedTooEarly,
+  kBulkLeftUnderWay,
+  kBarrierWithoutInit,
+  kBarrierUnpublished,
+  kBarrierWithoutBlockBarrier,
+  kBarrierArrivalMissing,
+  kBarrierOneArrivalTooMany,
+  kBarrierArrivalWithoutWarpBarrier,
+  kMissingWarpgroupBarrier,
+  kSkippedWarpgroupBarrier,
   kBankConflicts,
 };
 
@@ -206,6 +222,60 @@ __global__ void wgmma_kernel(const PlantedParams params) {
   wgmma_wait<0>();
 }
 
+// Two warpgroups. Chunks of 256 bytes come through a ring of two slots, the last warp to leave one fills it again; the
+// warps hand sums to each other by a barrier in memory, those of a warpgroup by its own barrier.
+__global__ void barrier_kernel(const PlantedParams params) {
+  wait_for_earlier_launches();
+  const int fault = params.fault;
+  const int warp = warp_index();
+  const int lane = lane_index();
+  const Shared<std::uint32_t> ring = shared_region<std::uint32_t>("ring", 0, 128);
+  const Shared<std::uint32_t> handed = shared_region<std::uint32_t>("handed", 512, 256);
+  const Shared<std::uint64_t> barriers = shared_region<std::uint64_t>("barriers", 1536, 4);
+  const Shared<std::uint32_t> left = shared_region<std::uint32_t>("left", 1568, 2);
+  const auto fetch = [&](int chunk) {
+    const int more = fault == kBulkAnnouncedTooFew ? -16 : fault == kBulkAnnouncedTooMany ? 16 : 0;
+    barrier_arrive_expecting(barriers, chunk % 2, 256 + more);
+    copy_bulk(ring, chunk % 2 * 64, params.in, chunk * 64, fault == kBulkOddSize ? 248 : 256, barriers, chunk % 2);
+  };
+  if (thread_index() == 0) {
+    for (int i = 0; i < 2; ++i) {
+      barrier_init(barriers, i, 1);
+      count_init(left, i);
+    }
+    if (fault != kBarrierWithoutInit) barrier_init(barriers, 2, 8);
+    if (fault != kBarrierUnpublished) publish_barriers();
+    fetch(0);
+    fetch(1);
+  }
+  if (fault != kBarrierWithoutBlockBarrier) sync_block();
+  std::uint32_t sum = 0;
+  for (int chunk = 0; chunk < 4; ++chunk) {
+    const bool waits = fault == kBulkReadAfterAnothersWait ? warp != 3 : fault != kBulkReadBeforeWait;
+    if (waits && !(fault == kBulkLeftUnderWay && chunk == 3)) barrier_wait(barriers, chunk % 2, chunk / 2);
+    if (fault == kBulkLeftUnderWay && chunk == 3) continue;
+    const auto read = [&] { sum += ring.load<std::uint32_t>(chunk % 2 * 64 + lane); };
+    if (fault != kBulkSlotReusedTooEarly) read();
+    sync_warp();
+    if (lane == 0 && count_arrive(left, chunk % 2, 8) && chunk < 2) fetch(chunk + 2);
+    if (fault == kBulkSlotReusedTooEarly) read();
+  }
+  handed.store(thread_index(), sum);
+  if (fault != kMissingWarpgroupBarrier && !(fault == kSkippedWarpgroupBarrier && warp == 6)) sync_warpgroup();
+  sum += handed.load<std::uint32_t>(thread_index() / 128 * 128 + (thread_index() + 32) % 128);
+  sync_warpgroup();
+  handed.store(thread_index(), sum);
+  if (fault != kBarrierArrivalWithoutWarpBarrier) sync_warp();
+  if (lane == 0 && !(fault == kBarrierArrivalMissing && warp == 5)) barrier_arrive(barriers, 2);
+  if (fault == kBarrierOneArrivalTooMany && thread_index() == 0) {
+    barrier_wait(barriers, 2, 0);
+    for (int i = 0; i < 2; ++i) barrier_arrive_expecting(barriers, 0, 16);
+  }
+  barrier_wait(barriers, 2, 0);
+  sum += handed.load<std::uint32_t>((thread_index() + 96) % 256);
+  if (warp == 7) params.out.store(lane, sum);
+}
+
 }  // namespace
 
 Status planted(int fault, const std::uint32_t* in, std::uint32_t* out) {
@@ -220,7 +290,9 @@ Status planted(int fault, const std::uint32_t* in, std::uint32_t* out) {
   const Status cluster = launch<cluster_kernel>("cluster", {2, 1, 32, 768, 2}, Stream{}, params);
   if (cluster != Status::kOk) return cluster;
   const int threads = fault == kWgmmaByPartOfAWarpgroup ? 96 : 128;
-  return launch<wgmma_kernel>("wgmma", {1, 1, threads, (64 + 16) * 16 * 2}, Stream{}, params);
+  const Status wgmma = launch<wgmma_kernel>("wgmma", {1, 1, threads, (64 + 16) * 16 * 2}, Stream{}, params);
+  if (wgmma != Status::kOk) return wgmma;
+  return launch<barrier_kernel>("barrier", {1, 1, 256, 1584}, Stream{}, params);
 }
 
 }  // namespace mvk

@@ -501,8 +501,7 @@ void add_barriers_in_memory(Table& table) {
   table["mbarrier.init.shared::cta.b64"] = whole({4, 4}, init_barrier);
   table["mbarrier.arrive.shared::cta.b64"] = whole({0, 4}, arrive<false>);
   table["mbarrier.arrive.expect_tx.shared::cta.b64"] = whole({0, 4, 4}, arrive<true>);
-  table["mbarrier.try_wait.parity.shared::cta.b64"] =
-      whole({1, 4, 4}, try_wait, Convergence::kNone, Flow::kPoll);
+  table["mbarrier.try_wait.parity.shared::cta.b64"] = whole({1, 4, 4}, try_wait, Convergence::kNone, Flow::kPoll);
   table["fence.mbarrier_init.release.cluster"] = whole({}, nullptr);
   table["cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes"] = whole({4, 8, 4, 4}, bulk_copy);
   table["atom.acq_rel.cta.shared::cta.inc.u32"] = whole({4, 4, 4}, increment);

@@ -25,7 +25,16 @@ struct Instruction;
 using Execute = void (*)(Warp&, const Instruction&, Mask active);
 
 // What the machine itself does for an instruction, beside its `execute`.
-enum class Flow : std::uint8_t { kNone, kBranch, kExit, kBlockBarrier, kPartBarrier, kPoll, kClusterArrive, kClusterWait };
+enum class Flow : std::uint8_t {
+  kNone,
+  kBranch,
+  kExit,
+  kBlockBarrier,
+  kPartBarrier,
+  kPoll,
+  kClusterArrive,
+  kClusterWait
+};
 
 // Which lanes have to be there together.
 enum class Convergence : std::uint8_t {
