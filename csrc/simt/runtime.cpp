@@ -1329,6 +1329,7 @@ void copy_bulk(const char* region, int byte_begin, int byte_count, int byte_offs
   counters().global_read_sectors += (begin + static_cast<unsigned>(bytes) - 1) / 32 - begin / 32 + 1;
   ++counters().bulk_copies;
   counters().bulk_copy_bytes += static_cast<std::uint64_t>(bytes);
+  counters().async_copy_wavefronts += static_cast<std::uint64_t>(bytes + 127) / 128;  // all banks at once
   barrier.announced -= bytes;
   barrier.under_way += bytes;
   barrier.copies.push_back({address, from, bytes});

@@ -37,7 +37,7 @@ struct Counters {
   std::uint64_t shared_store_conflicts = 0;
   std::uint64_t matrix_load_wavefronts = 0;
   std::uint64_t matrix_load_conflicts = 0;
-  std::uint64_t async_copy_wavefronts = 0;
+  std::uint64_t async_copy_wavefronts = 0;  // of bulk copies, too
   std::uint64_t async_copy_conflicts = 0;
   std::uint64_t mma_m16n8k16 = 0;
   std::uint64_t mma_m16n8k8 = 0;
