@@ -329,6 +329,24 @@ def test_a_draw_of_weights_above_the_bound_is_judged_with_others() -> None:
     assert chance.speedup is not None
 
 
+def test_the_same_bits_are_judged_once() -> None:
+    """A graph's result is that of the launches in it: it is not drawn anew eight times more."""
+    seeds: list[int] = []
+
+    class Counted(Drawn):
+        errors = (1.6,) + (0.6,) * (runner.DRAWS - 1)
+
+        def redrawn(self, seed: int) -> Subject:
+            seeds.append(seed)
+            return super().redrawn(seed)
+
+    job = replace(job_of("eager"), dtype=torch.float16)
+    ours = (Variant("ours", "cuda"), Variant("ours", "cuda", graph=True))
+    records = runner.run_job(replace(job, variants=ours), CPU, limits=QUICK, make_subject=Counted)
+    assert [(record.status, record.draws) for record in records] == [("ok", runner.DRAWS)] * 2
+    assert seeds == list(range(1, runner.DRAWS))
+
+
 def test_what_errs_in_every_draw_or_far_too_much_in_one_fails() -> None:
     everywhere = draws_of(1.4)
     assert (everywhere.status, everywhere.draws, everywhere.speedup) == ("parity failed", runner.DRAWS, None)

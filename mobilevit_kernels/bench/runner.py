@@ -139,6 +139,7 @@ def run_job(
         truth, stock = _truth(subject)
     except Exception as error:
         return unmeasured(*_status_of(error), *job.variants)
+    judged: list[_Judged] = []
     for variant in job.variants:
         progress(f"{job.id}  {variant}")
         if (left := left_s()) <= 0:
@@ -146,7 +147,7 @@ def run_job(
             continue
         try:
             with time_limit(left):
-                ready = _prepare(subject, variant, blank, truth, stock, min(REDRAW_S, left / 2))
+                ready = _prepare(subject, variant, blank, truth, stock, judged, min(REDRAW_S, left / 2))
         except TimeLimitExceeded as error:
             _stop_compilers()
             _free_memory(device)
@@ -236,10 +237,30 @@ def _truth(subject: Subject) -> tuple[torch.Tensor, torch.Tensor]:
         return truth, eager(subject.inputs[0])[subject.rows].clone()
 
 
+@dataclass(frozen=True)
+class _Judged:
+    """An implementation's result, and what came of the check."""
+
+    backend: str
+    output: torch.Tensor
+    parity: Result
+    draws: int
+
+
 def _prepare(
-    subject: Subject, variant: Variant, blank: Record, truth: torch.Tensor, stock: torch.Tensor, redraw_s: float
+    subject: Subject,
+    variant: Variant,
+    blank: Record,
+    truth: torch.Tensor,
+    stock: torch.Tensor,
+    judged: list[_Judged],
+    redraw_s: float,
 ) -> _Prepared:
-    """Builds an implementation, calls it, checks its result, and sees what memory a call takes."""
+    """Builds an implementation, calls it, checks its result, and sees what memory a call takes.
+
+    The same bits of the same backend, with and without a graph, are judged once: ``judged`` has the job's results so
+    far, and gets this one.
+    """
     device, x = subject.device, subject.inputs[0]
     on_gpu = device.type == "cuda"
     with torch.inference_mode():
@@ -272,10 +293,15 @@ def _prepare(
             with contextlib.suppress(RuntimeError):  # what cannot be captured is timed as it is: graph stays False
                 call, graph = timing.captured(call, x), True
         output = call(x)[subject.rows].clone()  # of what is going to be timed
-        parity = verify.judge(subject.job.id, backend, subject.job.dtype, output, truth, stock, subject.max_ratio)
-        draws = 1
-        if not parity.passed and first_call_s * (DRAWS - 1) <= redraw_s:
-            parity, draws = _redraw(subject, variant, parity, (output, truth, stock), redraw_s)
+        known = (other for other in judged if other.backend == backend and torch.equal(other.output, output))
+        if (same := next(known, None)) is not None:
+            parity, draws = same.parity, same.draws
+        else:
+            parity = verify.judge(subject.job.id, backend, subject.job.dtype, output, truth, stock, subject.max_ratio)
+            draws = 1
+            if not parity.passed and first_call_s * (DRAWS - 1) <= redraw_s:
+                parity, draws = _redraw(subject, variant, parity, (output, truth, stock), redraw_s)
+            judged.append(_Judged(backend, output, parity, draws))
     record = replace(
         blank,
         impl=variant.impl,
