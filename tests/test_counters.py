@@ -231,8 +231,8 @@ def _resources():
     return module
 
 
-# In loops, by SASS instructions; by architecture and how the name begins and ends. A few a head, a chunk of the MLP or a
-# step of rows; none for each key, and none for each chunk of a step.
+# In loops, by SASS instructions; by architecture and how the name begins and ends. A few a head, a chunk of the MLP or
+# a step of rows; none for each key, and none for each chunk of a step.
 LOCAL_ACCESSES = [
     ("sm_80", "transformer ", "144 channels, heads of 40, 256 rows a block", 8),
     ("sm_90a", "transformer_wgmma bfloat16 120", "64 tokens, 256 rows a block", 5),
