@@ -1,6 +1,6 @@
 """Random draws of (network, images, layout, dtype, source, output) on every backend, held to the numerical contract.
 
-``MVK_FUZZ_DRAWS=500`` makes 500 draws on the torch backend and 50 on each of the others; the default is 60 and 6.
+``MVK_FUZZ_DRAWS=500`` makes 500 draws on the torch backend and 50 on each of the others; the default is 30 and 3.
 
 The bound of a draw. In float32 a relative L2 error of at most 1e-5. In float16 and bfloat16 at most
 ``MAX_NETWORK_RATIO`` times the stock model's error on the same images, the project's bound for whole networks. That
