@@ -90,7 +90,8 @@ def test_networks_err_less(monkeypatch: pytest.MonkeyPatch) -> None:
             with monkeypatch.context() as plain:
                 plain.setattr(_dispatch, "round_weights", lambda weights, dtype: weights)
                 logs.append(math.log(balanced / error(model, x, truth)))
-    assert math.exp(sum(logs) / len(logs)) <= 0.97
+    # Up to 0.975 was seen: CPUs differ in how their convolutions add up in bfloat16.
+    assert math.exp(sum(logs) / len(logs)) <= 0.98
 
 
 @pytest.mark.gpu

@@ -29,6 +29,7 @@ ABSENT_SIZE(inverted_residual_shared_bytes, int, int, int, int)
 ABSENT_SIZE(inverted_residual_cluster_shared_bytes, int, int, int, int, int)
 ABSENT_SIZE(inverted_residual_rows_shared_bytes, int, int, int, int, int)
 ABSENT_SIZE(inverted_residual_rows_dealt_pixels, int, int, int, int, int)
+__attribute__((weak)) long long inverted_residual_rows_workspace_bytes(int, int, int, int, int, int) { return 0; }
 ABSENT_SIZE(transformer_shared_bytes, int, int, int, int)
 ABSENT_SIZE(transformer_cluster_shared_bytes, int, int)
 ABSENT_SIZE(transformer_wgmma_shared_bytes, int, int)
