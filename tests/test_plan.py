@@ -166,12 +166,18 @@ def test_a_plan_gives_the_same_bits_as_stage_by_stage(
     assert fast(x).shape == (batch, 7)
 
 
-@on_kernels
-def test_layouts_and_image_types_have_plans_of_their_own(backend: str, device: str) -> None:
-    skip_unless_available(backend)
+def normalizing(backend: str, device: str):
+    """A network that normalises, and the same images as bytes and as floats."""
     fast = network("xxs", backend, device, normalize=((0.1, 0.2, 0.3), (0.5, 0.6, 0.7)))
     images = torch.randint(0, 256, (1, 32, 32, 3), dtype=torch.uint8, device=device)
     floats = images.permute(0, 3, 1, 2).float() / 255
+    return fast, images, floats
+
+
+@on_kernels
+def test_layouts_and_image_types_have_plans_of_their_own(backend: str, device: str) -> None:
+    skip_unless_available(backend)
+    fast, images, floats = normalizing(backend, device)
     expected = fast(images).float()
     layouts = [floats.contiguous(), floats, floats[:, :, :, :].half(), floats.double()]
     strided = torch.empty(1, 3, 32, 40, device=device)
@@ -236,9 +242,7 @@ def test_images_that_do_not_fit_are_refused(backend: str, device: str) -> None:
 def test_a_plan_vouches_for_no_other_images(backend: str, device: str) -> None:
     """Images like those that a plan reads are not checked again."""
     skip_unless_available(backend)
-    fast = network("xxs", backend, device, normalize=((0.1, 0.2, 0.3), (0.5, 0.6, 0.7)))
-    images = torch.randint(0, 256, (1, 32, 32, 3), dtype=torch.uint8, device=device)
-    floats = images.permute(0, 3, 1, 2).float() / 255
+    fast, images, floats = normalizing(backend, device)
     fast(images)
     fast(floats)
     with pytest.raises(ValueError, match=r"x: expected uint8 images \(B, H, W, 3\)"):
