@@ -220,11 +220,12 @@ class _CompiledPlan:
             self._parts[-1].add(launch.launcher, values)
 
     def _place(self, plan: Plan, slot: Slot) -> tuple[int, int]:
-        if slot is plan.input:
-            return self._INPUT, 0
-        if slot in self._outputs:
-            return self._FIRST_OUTPUT + self._outputs.index(slot), 0
-        return self._WORKSPACE, plan.offsets[slot]
+        root = slot.root
+        if root is plan.input:
+            return self._INPUT, slot.offset
+        if root in self._outputs:
+            return self._FIRST_OUTPUT + self._outputs.index(root), slot.offset
+        return self._WORKSPACE, plan.offsets[root] + slot.offset
 
     def __call__(self, x: Tensor, workspace: Tensor, outputs: Mapping[Slot, Tensor]) -> None:
         """Launches on the current stream of ``x``'s device."""

@@ -13,7 +13,7 @@ import operator
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,7 +23,7 @@ from mobilevit_kernels import native
 from mobilevit_kernels.native import choices, tuning
 from mobilevit_kernels.native.choices import Outcome
 from mobilevit_kernels.native.launches import Library, Slot
-from mobilevit_kernels.plan import Plan, Recorded, Recording, Runner
+from mobilevit_kernels.plan import Forward, Plan, Recorded, Runner
 
 if TYPE_CHECKING:
     from mobilevit_kernels.models import MobileViT
@@ -35,6 +35,12 @@ MAX_GRAPHS = 16
 MAX_PLANS = 64
 MAX_STREAMS = 16
 WARM_UP_RUNS = 2
+# A forward of 256 images of 256×256 takes its most memory where maps are largest. The stages up to there run for one
+# slice of the batch after the other, slices of at least this many pixels of images: smaller ones would leave
+# multiprocessors without work at the end of each launch. More slices than these would save nothing, as other maps then
+# need more.
+SLICE_PIXELS = 80 * 256 * 256
+MAX_SLICES = 4
 _NATIVE = ("cuda", "simt")
 
 # PyTorch allows one capture at a time in a process.
@@ -82,42 +88,22 @@ class Workspaces:
 
 @dataclass
 class _Planned:
-    """A plan for ``1 / slices`` of the batch, which runs for one slice after the other."""
+    """A plan, ready to run."""
 
     plan: Plan
     library: Library
-    run_slice: Runner
-    slices: int
-    measured: tuple[str, ...]  # where a measurement chose another alternative than the rules
+    run: Runner
     finished: bool  # what the launches write is what the network returns: `finish` has nothing to do
-    whole: dict[Slot, Slot] = field(init=False)  # the plan's outputs, for the whole batch
-
-    def __post_init__(self) -> None:
-        self.whole = {
-            slot: replace(slot, shape=(self.slices * slot.shape[0], *slot.shape[1:])) for slot in self.plan.outputs
-        }
-
-    def run(self, image: Tensor, workspace: Tensor, outputs: Mapping[Slot, Tensor]) -> None:
-        """All slices; ``outputs`` are of the whole batch."""
-        if self.slices == 1:
-            self.run_slice(image, workspace, outputs)
-            return
-        images = image.chunk(self.slices)
-        parts = {slot: output.chunk(self.slices) for slot, output in outputs.items()}
-        for i in range(self.slices):
-            self.run_slice(images[i], workspace, {slot: part[i] for slot, part in parts.items()})
+    notes: tuple[str, ...]  # slices, and where a measurement chose another alternative than the rules
 
     def allocate(self, device: torch.device) -> dict[Slot, Tensor]:
-        """The outputs, for the whole batch."""
-        return {slot: whole.allocate(device) for slot, whole in self.whole.items()}
+        """Its outputs."""
+        return {slot: slot.allocate(device) for slot in self.plan.outputs}
 
     def note(self, shape: tuple[int, ...]) -> str:
         """A sentence for the Report."""
-        text = f"plan for {shape}: {self.plan.kernels} kernels"
-        if self.slices > 1:
-            text += f" for each of {self.slices} slices of the batch"
-        text += f", workspace {self.plan.workspace_bytes / 1e6:.3g} MB"
-        return text + "".join(f"; measured: {choice}" for choice in self.measured)
+        text = f"plan for {shape}: {self.plan.kernels} kernels, workspace {self.plan.workspace_bytes / 1e6:.3g} MB"
+        return "; ".join((text, *self.notes))
 
 
 @dataclass
@@ -246,20 +232,18 @@ class Engine:
 
     def _plan(self, network: MobileViT, image: Tensor, options: dict[str, Any], chosen: Mapping[str, str]) -> _Planned:
         assert self._backend is not None
-        source, outputs = _record(network, image, options, chosen)
-        measured = []
-        slices = _slices(chosen.get(_forward_problem(source.recording), "1"), image.shape[0])
-        if slices > 1:
-            source, outputs = _record(network, image[: image.shape[0] // slices], options, chosen)
-        recording = source.recording
-        for problem, alternatives in recording.problems.items():
-            if (serving := recording.serving(problem)) != next(iter(alternatives)):
-                measured.append(f"{problem}: {serving}")
-        plan = Plan.of(source.slot, recording.launches, [output.slot for output in outputs])
+        forward = _record(network, image, options, chosen)
+        plan = forward.plan()
+        notes = []
+        if forward.slices > 1:
+            notes.append(f"{forward.sliced_steps} stages in {forward.slices} slices of the batch")
+        for step in forward.steps:
+            if step.serving != next(iter(step.alternatives)):
+                notes.append(f"measured: {step.problem}: {step.serving}")
         written = [slot.allocate(torch.device("meta")) for slot in plan.outputs]
         finished = all(map(operator.is_, network.finish(list(written), **options), written))
         library = native.library(self._backend)
-        return _Planned(plan, library, library.compile(plan), slices, tuple(measured), finished)
+        return _Planned(plan, library, library.compile(plan), finished, tuple(dict.fromkeys(notes)))
 
     def tune(
         self,
@@ -297,19 +281,20 @@ class Engine:
         library, image = native.library(self._backend), network.prepare(x)
         device, batch = image.device, image.shape[0]
         measure = measure or functools.partial(tuning.measure, device)
-        source, _ = _record(network, image, options, {})
-        forward = _forward_problem(source.recording)
-        workspace_bytes = self._plan(network, image, options, {}).plan.workspace_bytes
+        whole = _record(network, image, options, {})
+        forward = _forward_problem(whole)
+        counts = tuning.slice_counts(batch, whole.plan().workspace_bytes, library.l2_bytes(device))
         calls = {}
         try:
-            for slices in (1,) if stages else tuning.slice_counts(batch, workspace_bytes, library.l2_bytes(device)):
-                source, _ = _record(network, image[: batch // slices], options, {})
-                for problem, alternatives in source.recording.problems.items():
+            for slices in (1,) if stages else counts:
+                in_slices = {forward: str(slices)}
+                steps = _record(network, image, options, in_slices).steps
+                for problem, alternatives in {step.problem: step.alternatives for step in steps}.items():
                     if len(alternatives) > 1 and (not stages or problem.split()[0] in stages):
                         outcome = tuning.tune_stage(library, problem, alternatives, device, measure)
                         choices.add(device, [outcome])
                         yield outcome
-                planned = self._plan(network, image, options, {**choices.chosen(device), forward: str(slices)})
+                planned = self._plan(network, image, options, {**choices.chosen(device), **in_slices})
                 workspace = torch.empty(max(planned.plan.workspace_bytes, 1), dtype=torch.uint8, device=device)
                 outputs = planned.allocate(device)
                 calls[str(slices)] = functools.partial(planned.run, image, workspace, outputs)
@@ -408,12 +393,21 @@ class Engine:
         return captured
 
 
-def _record(
-    network: MobileViT, image: Tensor, options: dict[str, Any], chosen: Mapping[str, str]
-) -> tuple[Recorded, list[Recorded]]:
-    """The recording's input and outputs."""
-    source = Recorded.input(image, chosen)
-    return source, network.run(source, **options)
+def _record(network: MobileViT, image: Tensor, options: dict[str, Any], chosen: Mapping[str, str]) -> Forward:
+    """A forward for ``image``, in the slices that were chosen, or that save memory."""
+
+    def record(part: Tensor) -> Forward:
+        source = Recorded.input(part, chosen)
+        return Forward.of(source, network.run(source, **options))
+
+    whole = record(image)
+    batch, _, height, width = image.shape
+    slices, steps = _slices(chosen.get(_forward_problem(whole), "1"), batch), len(whole.steps)
+    if slices == 1:
+        slices, steps = min(batch, batch * height * width // SLICE_PIXELS, MAX_SLICES), whole.steps_to_largest()
+    if slices <= 1:
+        return whole
+    return whole.in_slices([record(part) for part in image.tensor_split(slices)], steps)
 
 
 def _slices(chosen: str, batch: int) -> int:
@@ -422,8 +416,8 @@ def _slices(chosen: str, batch: int) -> int:
     return count if count > 0 and batch % count == 0 else 1
 
 
-def _forward_problem(recording: Recording) -> str:
+def _forward_problem(forward: Forward) -> str:
     """A whole forward, by the problems of its stages: how many slices to cut the batch into."""
-    problems = list(recording.problems)
+    problems = list(dict.fromkeys(step.problem for step in forward.steps))
     digest = hashlib.sha256("\n".join(problems).encode()).hexdigest()[:12]
     return f"slices of a batch, forward {digest}: {problems[0]}, …"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from torch import Tensor
 
 from mobilevit_kernels.native.launches import Alternatives, Launch, Library, Slot, call
 
-__all__ = ["ALIGNMENT", "Lifetime", "Plan", "Recorded", "Recording", "Runner", "place", "run_one_by_one"]
+__all__ = ["ALIGNMENT", "Forward", "Lifetime", "Plan", "Recorded", "Runner", "Step", "place", "run_one_by_one"]
 
 ALIGNMENT = 256  # bytes; what PyTorch's own allocations begin at multiples of, within a block
 
@@ -77,14 +77,16 @@ class Plan:
         return sum(launch.kernels for launch in self.launches)
 
     def tensor_of(self, x: Tensor, workspace: Tensor, outputs: Mapping[Slot, Tensor], slot: Slot) -> Tensor:
-        """A slot's tensor in a run: the input ``x``, an output, or a view of the workspace."""
-        if slot is self.input:
-            return x
-        return outputs[slot] if slot in outputs else slot.view(workspace, self.offsets[slot])
+        """A slot's tensor in a run: the input ``x``, an output, some images of these, or a view of the workspace."""
+        root = slot.root
+        if root is not self.input and root not in outputs:
+            return slot.view(workspace, self.offsets[root] + slot.offset)
+        tensor = x if root is self.input else outputs[root]
+        return tensor if root is slot else tensor.narrow(0, slot.first, slot.shape[0])
 
     @classmethod
     def of(cls, source: Slot, launches: Iterable[Launch], outputs: Iterable[Slot]) -> Plan:
-        """Places every slot that is neither the input nor an output.
+        """Places every slot that is neither the input nor an output, nor a part of another one.
 
         Args:
             source: the network's input.
@@ -101,10 +103,11 @@ class Plan:
             for name, value in launch.inputs.items():
                 if not isinstance(value, Slot):
                     continue
-                if value is not source and value not in first:
+                if value.root is not source and value.root not in first:
                     raise ValueError(f"launches: {launch.launcher} reads {name}, which no launch before it writes")
-                last[value] = i
-            first[launch.output] = last[launch.output] = i
+                last[value.root] = i
+            first.setdefault(launch.output.root, i)
+            last[launch.output.root] = i
         if any(output not in first for output in outputs):
             raise ValueError("outputs: expected slots that the launches write")
         slots = [slot for slot in first if slot not in outputs]
@@ -115,24 +118,31 @@ class Plan:
         return cls(source, outputs, launches, offsets, tuple(begins[len(slots) :]), total)
 
 
-class Recording:
-    """A forward that is being recorded.
+@dataclass(frozen=True, eq=False)
+class Step:
+    """A stage of a recorded forward.
 
     Attributes:
-        chosen: the alternative that is to serve, for some of the problems that stages pose.
-        launches: so far, in order.
-        problems: posed so far, in order, each with its alternatives.
+        problem: that it poses: its sizes, options, dtype and shape, in words.
+        alternatives: the ways to launch it.
+        serving: the one that serves.
+        launches: of that one.
     """
 
-    def __init__(self, chosen: Mapping[str, str]) -> None:
-        self.chosen = chosen
-        self.launches: list[Launch] = []
-        self.problems: dict[str, Alternatives] = {}
+    problem: str
+    alternatives: Alternatives
+    serving: str
+    launches: Sequence[Launch]
 
-    def serving(self, problem: str) -> str:
-        """The alternative that serves: the chosen one, or the first where none is chosen or there is none such."""
-        alternatives, chosen = self.problems[problem], self.chosen.get(problem)
-        return next(iter(alternatives)) if chosen is None or chosen not in alternatives else chosen
+    @property
+    def output(self) -> Slot:
+        """What it leaves for other stages."""
+        return self.launches[-1].output
+
+    @property
+    def reads(self) -> set[Slot]:
+        """Every activation that its launches read."""
+        return {value for launch in self.launches for value in launch.inputs.values() if isinstance(value, Slot)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,23 +151,86 @@ class Recorded:
 
     Attributes:
         slot: the activation.
-        recording: that it is a part of.
+        chosen: the alternative that is to serve, for some of the problems that stages pose.
+        steps: of the recording that it is a part of, so far and in order.
     """
 
     slot: Slot
-    recording: Recording
+    chosen: Mapping[str, str]
+    steps: list[Step]
 
     @staticmethod
     def input(x: Tensor, chosen: Mapping[str, str] | None = None) -> Recorded:
         """The beginning of a recording."""
-        return Recorded(Slot.like(x), Recording(chosen or {}))
+        return Recorded(Slot.like(x), chosen or {}, [])
 
     def then(self, problem: str, alternatives: Alternatives) -> Recorded:
-        """The result of a stage that poses a problem and can be launched in these ways."""
-        self.recording.problems[problem] = alternatives
-        launches = alternatives[self.recording.serving(problem)]
-        self.recording.launches.extend(launches)
-        return Recorded(launches[-1].output, self.recording)
+        """The result of a stage that poses a problem and can be launched in these ways.
+
+        The chosen one serves, or the first where none is chosen or there is none such.
+        """
+        chosen = self.chosen.get(problem)
+        serving = next(iter(alternatives)) if chosen is None or chosen not in alternatives else chosen
+        step = Step(problem, alternatives, serving, alternatives[serving])
+        self.steps.append(step)
+        return Recorded(step.output, self.chosen, self.steps)
+
+
+@dataclass(frozen=True, eq=False)
+class Forward:
+    """A recorded forward.
+
+    Attributes:
+        source: the images' slot.
+        outputs: what it returns.
+        steps: in the order of their run.
+        slices: of the batch that the first ``sliced_steps`` stages run for, one after the other.
+        sliced_steps: these; 0: none.
+    """
+
+    source: Slot
+    outputs: tuple[Slot, ...]
+    steps: Sequence[Step]
+    slices: int = 1
+    sliced_steps: int = 0
+
+    @staticmethod
+    def of(source: Recorded, outputs: Iterable[Recorded]) -> Forward:
+        """What was recorded."""
+        return Forward(source.slot, tuple(output.slot for output in outputs), source.steps)
+
+    def plan(self) -> Plan:
+        """Its launches, placed."""
+        launches = [launch for step in self.steps for launch in step.launches]
+        return Plan.of(self.source, launches, self.outputs)
+
+    def steps_to_largest(self) -> int:
+        """How many steps there are up to the last one that reads the largest activation; of equal ones, the last."""
+        largest = max((step.output for step in reversed(self.steps[:-1])), key=lambda slot: slot.bytes)
+        return 1 + max(i for i, step in enumerate(self.steps) if largest in step.reads)
+
+    def in_slices(self, slices: Sequence[Forward], count: int) -> Forward:
+        """The same forward, whose first ``count`` steps run for one slice of the batch after the other.
+
+        What these steps leave to each other then needs the memory of one slice; what they leave to later ones is a part
+        of the whole forward's activation.
+
+        Args:
+            slices: the same network recorded on parts of the images, which lie side by side and are all of them.
+            count: steps, at least one.
+        """
+        kept = set(self.outputs).union(*(step.reads for step in self.steps[count:]))
+        steps: list[Step] = []
+        begin = 0
+        for forward in slices:
+            images = forward.source.shape[0]
+            replaced = {forward.source: self.source.part(begin, images)}
+            for step, whole in zip(forward.steps[:count], self.steps, strict=False):
+                if whole.output in kept:
+                    replaced[step.output] = whole.output.part(begin, images)
+                steps.append(replace(step, launches=[launch.with_slots(replaced) for launch in step.launches]))
+            begin += images
+        return Forward(self.source, self.outputs, (*steps, *self.steps[count:]), len(slices), count)
 
 
 class Runner(Protocol):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import torch
@@ -30,11 +30,15 @@ class Slot:
         shape: logical, NCHW for a map.
         stride: in elements; maps are NHWC in memory.
         dtype: of its elements.
+        whole: the slot that this one is some images of; None: it has a place of its own.
+        first: the first of these images.
     """
 
     shape: tuple[int, ...]
     stride: tuple[int, ...]
     dtype: torch.dtype
+    whole: Slot | None = None
+    first: int = 0
 
     @staticmethod
     def like(x: Tensor) -> Slot:
@@ -45,6 +49,20 @@ class Slot:
     def bytes(self) -> int:
         """Size in memory."""
         return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def root(self) -> Slot:
+        """The slot that has a place: this one, or the one that it is a part of."""
+        return self if self.whole is None else self.whole
+
+    @property
+    def offset(self) -> int:
+        """Where it begins in its root, in bytes."""
+        return self.first * self.stride[0] * self.dtype.itemsize
+
+    def part(self, first: int, count: int) -> Slot:
+        """The slot of ``count`` of its images, from the ``first`` on."""
+        return Slot((count, *self.shape[1:]), self.stride, self.dtype, self.root, self.first + first)
 
     def allocate(self, device: torch.device) -> Tensor:
         """An uninitialised tensor for it."""
@@ -89,6 +107,11 @@ class Launch:
     workspace_bytes: int = 0
     kernels: int = 1
     function: Callable[[Mapping[str, Tensor], Tensor], None] | None = None
+
+    def with_slots(self, replaced: Mapping[Slot, Slot]) -> Launch:
+        """The same launch on other activations, where they are in ``replaced``."""
+        inputs = {n: replaced.get(v, v) if isinstance(v, Slot) else v for n, v in self.inputs.items()}
+        return replace(self, inputs=inputs, output=replaced.get(self.output, self.output))
 
 
 # Ways to launch a stage on a shape, by a name for the Report; the first is what serves where nothing was measured.
