@@ -6,6 +6,7 @@
 
 #include "common/cluster.cuh"
 #include "common/linear.cuh"
+#include "common/mbarrier.cuh"
 
 namespace mvk {
 
@@ -111,20 +112,58 @@ MVK_DEVICE void store_tile(Shared<T> region, int pitch, int row, int column, con
   region.store((row + g + 8) * pitch + column + 2 * t, make_pair<T>(sums.value[2], sums.value[3]));
 }
 
-// Sends kCount tiles of 16 rows that this warp has stored to the same place in other blocks, 16 bytes a lane.
-// column_of(j): where tile j begins, −1: nowhere; for_each_peer(send) calls send(rank) for each block.
-template <int kCount, class T, class ColumnOf, class ForEachPeer>
-MVK_DEVICE void send_tiles(Shared<T> region, int pitch, int row, const ColumnOf& column_of,
+// How tiles get to another block.
+struct ByStore {  // they are there behind a sync_cluster()
+  static constexpr bool kSends = false;
+
+  template <class T>
+  MVK_DEVICE void operator()(Shared<T> region, int peer, int offset, const Words4& words) const {
+    of_block(region, peer).store(offset, words);
+  }
+};
+struct BySend {  // they report to this barrier of the other block
+  static constexpr bool kSends = true;
+  Shared<std::uint64_t> barriers;
+  int index;
+
+  template <class T>
+  MVK_DEVICE void operator()(Shared<T> region, int peer, int offset, const Words4& words) const {
+    of_block(region, peer).send(offset, words, barrier_of_block(barriers, index, peer));
+  }
+};
+
+// Brings kCount tiles of 16 rows that this warp has stored to the same place in other blocks, 16 bytes a lane.
+// column_of(j): where tile j begins, −1: nowhere; for_each_peer(visit) calls visit(rank) for each block.
+template <int kCount, class T, class Way, class ColumnOf, class ForEachPeer>
+MVK_DEVICE void give_tiles(const Way& way, Shared<T> region, int pitch, int row, const ColumnOf& column_of,
                            const ForEachPeer& for_each_peer) {
+  constexpr int kPairs = ceil_div(kCount, 2);  // of tiles: half a warp has a tile
   const int lane = lane_index();
+  const auto offset_of = [&](int pair) {
+    const int j = 2 * pair + lane / 16;
+    const int column = column_of(j);
+    return column >= 0 && j < kCount ? (row + lane % 16) * pitch + column : -1;
+  };
+  Words4 words[kPairs];
+  const auto load = [&](int pair) {
+    if (offset_of(pair) >= 0) words[pair] = region.template load<Words4>(offset_of(pair));
+  };
+  const auto give = [&](int pair) {
+    if (offset_of(pair) >= 0) for_each_peer([&](int peer) { way(region, peer, offset_of(pair), words[pair]); });
+  };
   sync_warp();
+  if constexpr (Way::kSends) {
+    // Whoever gets a word knows then that this warp has read them all: the place may be sent to.
 #pragma unroll
-  for (int j = 0; j < kCount; j += 2) {
-    const int column = column_of(j + lane / 16);
-    if (column >= 0 && j + lane / 16 < kCount) {
-      const int offset = (row + lane % 16) * pitch + column;
-      const Words4 words = region.template load<Words4>(offset);
-      for_each_peer([&](int peer) { of_block(region, peer).store(offset, words); });
+    for (int pair = 0; pair < kPairs; ++pair) load(pair);
+    sync_warp();
+#pragma unroll
+    for (int pair = 0; pair < kPairs; ++pair) give(pair);
+  } else {
+#pragma unroll
+    for (int pair = 0; pair < kPairs; ++pair) {
+      load(pair);
+      give(pair);
     }
   }
 }

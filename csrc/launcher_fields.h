@@ -86,6 +86,7 @@ void visit_fields(TransformerClusterArguments& a, Visit&& visit) {
   visit("chunks", a.chunks);
   visit("weight_units", a.weight_units);
   visit("epsilon", a.epsilon);
+  visit("sends", a.sends);
   visit("activation", a.activation);
   visit("bfloat16", a.bfloat16);
 }

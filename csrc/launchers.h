@@ -103,6 +103,7 @@ struct TransformerClusterArguments {
   int chunks;         // of the table, a head
   int weight_units;   // 16-byte units of `weights`
   float epsilon;      // of the LayerNorms
+  bool sends;         // the instance whose blocks send to each other, without cluster barriers
   bool activation;    // SiLU at the end
   bool bfloat16;      // else float16
 };
@@ -110,7 +111,7 @@ struct TransformerClusterArguments {
 Status transformer_cluster(const TransformerClusterArguments& arguments, Stream stream);
 
 // Dynamic shared memory of a block of an instance, in bytes; 0: there is no such instance.
-int transformer_cluster_shared_bytes(int dim, int cluster_rows);
+int transformer_cluster_shared_bytes(int dim, int cluster_rows, bool sends);
 
 // The same stage on wgmma, in one launch, for whole sequences of as many tokens as an instance takes: heads of dim / 4
 // channels, MLP of 2 · dim.

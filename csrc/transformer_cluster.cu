@@ -5,19 +5,20 @@ namespace mvk {
 
 namespace {
 
-const TransformerClusterInstance* find_instance(int dim, int rows, bool bfloat16) {
+const TransformerClusterInstance* find_instance(int dim, int rows, bool sends, bool bfloat16) {
   const TransformerClusterInstances instances =
       bfloat16 ? transformer_cluster_instances_bfloat16() : transformer_cluster_instances_float16();
   for (int i = 0; i < instances.count; ++i) {
-    if (instances.first[i].dim == dim && instances.first[i].rows == rows) return &instances.first[i];
+    const TransformerClusterInstance& instance = instances.first[i];
+    if (instance.dim == dim && instance.rows == rows && instance.sends == sends) return &instance;
   }
   return nullptr;
 }
 
 }  // namespace
 
-int transformer_cluster_shared_bytes(int dim, int cluster_rows) {
-  const TransformerClusterInstance* const instance = find_instance(dim, cluster_rows, false);
+int transformer_cluster_shared_bytes(int dim, int cluster_rows, bool sends) {
+  const TransformerClusterInstance* const instance = find_instance(dim, cluster_rows, sends, false);
   return instance == nullptr ? 0 : instance->shared_bytes;
 }
 
@@ -33,10 +34,10 @@ Status transformer_cluster(const TransformerClusterArguments& a, Stream stream) 
                 "transformer_cluster: expected whole patches, got batch %d, %d × %d pixels, patches of %d × %d",
                 a.batch, a.height, a.width, a.patch_height, a.patch_width);
   }
-  const TransformerClusterInstance* const instance = find_instance(a.dim, a.cluster_rows, a.bfloat16);
+  const TransformerClusterInstance* const instance = find_instance(a.dim, a.cluster_rows, a.sends, a.bfloat16);
   if (instance == nullptr) {
-    return fail(Status::kInvalidArgument, "transformer_cluster: no kernel of %d channels and %d rows a cluster", a.dim,
-                a.cluster_rows);
+    return fail(Status::kInvalidArgument, "transformer_cluster: no kernel of %d channels and %d rows a cluster%s",
+                a.dim, a.cluster_rows, a.sends ? " that sends" : "");
   }
   const int tokens = a.height / a.patch_height * (a.width / a.patch_width);
   if (a.sequence_rows < tokens || a.sequence_rows % 16 != 0 || a.cluster_rows % a.sequence_rows != 0 ||

@@ -10,7 +10,8 @@ namespace mvk {
 
 struct TransformerClusterInstance {
   int dim;
-  int rows;  // of a cluster
+  int rows;    // of a cluster
+  bool sends;  // blocks send to each other, without cluster barriers
   int shared_bytes;
   Status (*launch)(const TransformerClusterArguments&, Stream);
 };
@@ -116,12 +117,13 @@ Status launch_transformer_cluster_long(const TransformerClusterArguments& a, Str
 
 template <class Config>
 constexpr TransformerClusterInstance transformer_cluster_long_instance() {
-  return {Config::kDim, Config::kClusterRows, Config::kSharedBytes, &launch_transformer_cluster_long<Config>};
+  return {Config::kDim, Config::kClusterRows, false, Config::kSharedBytes, &launch_transformer_cluster_long<Config>};
 }
 
 template <class Config>
 constexpr TransformerClusterInstance transformer_cluster_instance() {
-  return {Config::kDim, Config::kClusterRows, Config::kSharedBytes, &launch_transformer_cluster<Config>};
+  return {Config::kDim, Config::kClusterRows, Config::kSends, Config::kSharedBytes,
+          &launch_transformer_cluster<Config>};
 }
 
 // mobilevit_kernels/native/transformer_plan.py has the same table, with its reasons, and chooses.
@@ -131,15 +133,24 @@ TransformerClusterInstances transformer_cluster_instances() {
       transformer_cluster_long_instance<TransformerClusterLongConfig<T, 64, 2>>(),
       transformer_cluster_long_instance<TransformerClusterLongConfig<T, 96, 3>>(),
       transformer_cluster_long_instance<TransformerClusterLongConfig<T, 144, 5>>(),
-      transformer_cluster_instance<TransformerClusterConfig<T, 80, 3, 64, 2>>(),
-      transformer_cluster_instance<TransformerClusterConfig<T, 120, 4, 64, 2>>(),
-      transformer_cluster_instance<TransformerClusterConfig<T, 192, 6, 64, 2>>(),
-      transformer_cluster_instance<TransformerClusterConfig<T, 96, 3, 16, 1>>(),
-      transformer_cluster_instance<TransformerClusterConfig<T, 144, 5, 16, 1>>(),
-      transformer_cluster_instance<TransformerClusterConfig<T, 240, 8, 16, 1>>(),
-      transformer_cluster_instance<TransformerClusterConfig<T, 96, 3, 64, 1>>(),
-      transformer_cluster_instance<TransformerClusterConfig<T, 144, 5, 64, 1>>(),
-      transformer_cluster_instance<TransformerClusterConfig<T, 240, 8, 64, 1>>(),
+      transformer_cluster_instance<TransformerClusterConfig<T, 80, 3, 64, 2, false>>(),
+      transformer_cluster_instance<TransformerClusterConfig<T, 120, 4, 64, 2, false>>(),
+      transformer_cluster_instance<TransformerClusterConfig<T, 192, 6, 64, 2, false>>(),
+      transformer_cluster_instance<TransformerClusterConfig<T, 96, 3, 16, 1, false>>(),
+      transformer_cluster_instance<TransformerClusterConfig<T, 144, 5, 16, 1, false>>(),
+      transformer_cluster_instance<TransformerClusterConfig<T, 240, 8, 16, 1, false>>(),
+      transformer_cluster_instance<TransformerClusterConfig<T, 96, 3, 64, 1, false>>(),
+      transformer_cluster_instance<TransformerClusterConfig<T, 144, 5, 64, 1, false>>(),
+      transformer_cluster_instance<TransformerClusterConfig<T, 240, 8, 64, 1, false>>(),
+      transformer_cluster_instance<TransformerClusterConfig<T, 80, 3, 64, 2, true>>(),
+      transformer_cluster_instance<TransformerClusterConfig<T, 120, 4, 64, 2, true>>(),
+      transformer_cluster_instance<TransformerClusterConfig<T, 192, 6, 64, 2, true>>(),
+      transformer_cluster_instance<TransformerClusterConfig<T, 96, 3, 16, 1, true>>(),
+      transformer_cluster_instance<TransformerClusterConfig<T, 144, 5, 16, 1, true>>(),
+      transformer_cluster_instance<TransformerClusterConfig<T, 240, 8, 16, 1, true>>(),
+      transformer_cluster_instance<TransformerClusterConfig<T, 96, 3, 64, 1, true>>(),
+      transformer_cluster_instance<TransformerClusterConfig<T, 144, 5, 64, 1, true>>(),
+      transformer_cluster_instance<TransformerClusterConfig<T, 240, 8, 64, 1, true>>(),
   };
   return {kInstances, sizeof(kInstances) / sizeof(kInstances[0])};
 }

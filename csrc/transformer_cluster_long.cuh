@@ -260,7 +260,7 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
         }
         store_tile(rows, kRowPitch, row, column, sums[m][j]);
       }
-      if (send) send_tiles<kCount>(rows, kRowPitch, row, column_of, for_row_group);
+      if (send) give_tiles<kCount>(ByStore{}, rows, kRowPitch, row, column_of, for_row_group);
     }
   };
 
@@ -333,7 +333,7 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
           store_tile(queries, Config::kQueryPitch, row, 8 * (tile - 2 * kHeadTiles), sums[m][j]);
         }
       }
-      send_tiles<kCount>(keys_values, key_pitch(kHeadTiles), key_row, key_column, for_partner);
+      give_tiles<kCount>(ByStore{}, keys_values, key_pitch(kHeadTiles), key_row, key_column, for_partner);
     }
   };
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Iterator
 
@@ -18,7 +19,9 @@ os.environ.setdefault("MVK_CHOICE_TABLE", "none")
 import pytest
 
 from mobilevit_kernels import native, registry, verify
+from mobilevit_kernels.native import transformer_plan
 from mobilevit_kernels.native.clusters import clusters_at_once
+from mobilevit_kernels.native.transformer_plan import lay_out_clusters
 
 # The bound on float32 is for float32: cuDNN's convolutions, the torch backend's among them, would take TF32.
 torch.backends.cudnn.allow_tf32 = False
@@ -97,18 +100,26 @@ def blocks(backend: str, size: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def clusters(backend: str, device: str, at_once: int = 1_000_000) -> Iterator[None]:
+def clusters(backend: str, device: str, at_once: int = 1_000_000, *, sends: bool = False) -> Iterator[None]:
     """Makes the transformer of "simt" or "cuda" take clusters, as on a GPU that runs ``at_once`` of them at once; skips
-    without any."""
+    without any. ``sends``: those whose blocks send, for short sequences."""
     library = native.library(backend)
     if not library.has_clusters(torch.device(device)):
         pytest.skip(f"{device} has no thread-block clusters")
     multiprocessors = 18 * (at_once // 2) + 8 * (at_once % 2)
     assert clusters_at_once(multiprocessors, 8) == at_once
     library.multiprocessors = lambda device: multiprocessors  # type: ignore[method-assign]
+
+    def lay_out(instance, *sizes):
+        return dataclasses.replace(lay_out_clusters(instance, *sizes), sends=sends and not instance.long)
+
+    transformer_plan.lay_out_clusters = lay_out
+    transformer_plan.plan_clusters.cache_clear()
     try:
         yield
     finally:
+        transformer_plan.lay_out_clusters = lay_out_clusters
+        transformer_plan.plan_clusters.cache_clear()
         del library.multiprocessors
 
 

@@ -166,6 +166,27 @@ def test_cluster_exchanges_shared_memory(backend: str) -> None:
 
 
 @on_devices
+def test_cluster_sends_to_barriers(backend: str) -> None:
+    if backend == "cuda" and torch.cuda.is_available() and torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("clusters need compute capability 9.0")
+    words = inputs(8)  # two clusters of four
+    words[:] = np.random.default_rng(5).integers(0, 2**32, words.shape, dtype=np.uint32)
+    out = golden(backend, "send", words)
+    by_rank = words.reshape(2, 4, 32, 12)
+    state = by_rank[..., 7].copy()
+    for round_ in range(3):
+        four, two, one = by_rank[..., :4].copy(), by_rank[..., 4:6].copy(), by_rank[..., 6] - state
+        four[..., round_] ^= state
+        two[..., 1] += state
+        four, two, one = np.roll(four, 1, axis=1), np.roll(two, 2, axis=1), np.roll(one, 3, axis=1)
+        state = state * 5 + (four[..., 0] ^ four[..., 1] << 1 ^ four[..., 2] << 2 ^ four[..., 3] << 3)
+        state = state * 3 + (two[..., 0] ^ two[..., 1] << 1)
+        state = state * 7 + one
+    for i in range(4):
+        assert np.array_equal(out[..., i].reshape(2, 4, 32), state + np.uint32(i))
+
+
+@on_devices
 def test_bulk_copies_and_barriers(backend: str) -> None:
     if backend == "cuda" and torch.cuda.is_available() and torch.cuda.get_device_capability() < (9, 0):
         pytest.skip("mbarriers need compute capability 9.0")

@@ -32,16 +32,20 @@ CASES = [
     StageCase("stem", (3, 24), (2, 3, 19, 70)),
     StageCase("stem", (3, 16), (1, 16, 67, 3), {"normalize": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}, "uint8"),
 ]
+# … and the two on clusters by blocks that send to each other.
+RUNS = [(case, False) for case in CASES]
+RUNS += [(case, True) for case in CASES if case.sizes[1:3] in ((96, 192), (80, 160))]
 
 
 def test_every_kernel_has_a_case() -> None:
+    assert len(RUNS) == len(CASES) + 2
     assert {case.stage for case in CASES} == set(native.STAGES)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize(("case", "sends"), RUNS, ids=lambda value: "sends" * value if value in (0, 1) else str(value))
 @pytest.mark.parametrize(("backend", "device"), backend_params("simt", "cuda"))
-def test_small_case(case: StageCase, dtype: torch.dtype, backend: str, device: str) -> None:
+def test_small_case(case: StageCase, sends: bool, dtype: torch.dtype, backend: str, device: str) -> None:
     skip_unless_available(backend)
     x, weights, options = case.build()
 
@@ -55,7 +59,7 @@ def test_small_case(case: StageCase, dtype: torch.dtype, backend: str, device: s
     arguments = [] if weights is None else [mvk.pack(weights, dtype, device, backend)]
     options |= {"backend": backend} if weights is None else {}
     if (case.stage == "transformer" and case.sizes[2] == 2 * case.sizes[1]) or 264 in case.sizes:
-        variant = clusters(backend, device)
+        variant = clusters(backend, device, sends=sends)
     else:
         variant = blocks(backend, "large" if 144 in case.sizes else "small")
     with variant:

@@ -188,6 +188,35 @@ PLANTED = [
         "skipped warpgroup barrier",
         r"planted.cu:\d+: warp \d lane \d+.*(divergent barrier: this thread is at sync_warpgroup|'handed' byte)",
     ),
+    (
+        "place that is not free",
+        r"planted.cu:\d+: warp \d lane \d+.*'inbox' byte \d+: "
+        r"(sent to here, read by block [01] warp \d at planted.cu:\d+, nothing between|sent to while the send of "
+        r"planted.cu:\d+ is under way|read before the barrier_wait for the send at|read here, written by send at)",
+    ),
+    (
+        "read of what is sent before the wait",
+        r"planted.cu:\d+: warp 1 lane \d+.*'inbox' byte \d+: read(, but nothing was| before the barrier_wait| here)",
+    ),
+    (
+        "send without a warp barrier",
+        r"planted.cu:\d+: warp \d lane \d+.*'inbox' byte \d+: sent to here, read by block [01] warp \d at planted",
+    ),
+    ("more sent than announced", r"planted.cu:\d+: warp \d lane \d+.*4 bytes more were sent in this phase than its"),
+    (
+        "less sent than announced",
+        r"deadlock(.|\n)*waiting at barrier_wait \(planted.cu:\d+\) for 0 of 2 arrivals and 4 bytes",
+    ),
+    (
+        "two sends in a phase",
+        r"planted.cu:\d+: warp \d lane 3.*'inbox' byte \d+: sent to twice in one phase, before at planted.cu",
+    ),
+    (
+        "send to a barrier that is not ready",
+        r"planted.cu:\d+: warp \d lane \d+.*(no sync_cluster\(\) since block [01] initialised the barrier|byte 512 of "
+        r"block [01]'s shared memory is no barrier|no publish_barriers\(\) since)",
+    ),
+    ("wait that is not for the cluster", r"planted.cu:\d+: warp \d lane \d+.*which takes a barrier_wait_for_cluster"),
     ("bank conflicts", None),
 ]
 
@@ -221,23 +250,24 @@ def test_correct_kernels_pass_under_100_schedules() -> None:
 
 def test_counters_of_a_known_kernel() -> None:
     counted = run_planted(0, 0)
-    assert counted.blocks == 2 + 2 + 2 + 1 + 1
+    assert counted.blocks == 2 + 2 + 2 + 1 + 1 + 2
     # Ring: 2 blocks × 64 threads × 4 copies of 16 bytes; exchange: 2 blocks × 32 lanes × 4 bytes; cluster: the same
-    # twice; wgmma: 128 threads × 4 bytes; barrier: four bulk copies of 256 bytes.
-    assert counted.global_read_bytes == 2 * 64 * 4 * 16 + 3 * 2 * 32 * 4 + 128 * 4 + 4 * 256
-    assert counted.global_write_bytes == 2 * 64 * 4 + 3 * 2 * 32 * 4 + 32 * 4
-    assert counted.global_write_sectors == (2 * 64 + 3 * 2 * 32 + 32) * 4 // 32
+    # twice; wgmma: 128 threads × 4 bytes; barrier: four bulk copies of 256 bytes; send: 2 blocks × 64 threads × 4.
+    assert counted.global_read_bytes == 2 * 64 * 4 * 16 + 3 * 2 * 32 * 4 + 128 * 4 + 4 * 256 + 2 * 64 * 4
+    assert counted.global_write_bytes == 2 * 64 * 4 + 3 * 2 * 32 * 4 + 32 * 4 + 32 * 4
+    assert counted.global_write_sectors == (2 * 64 + 3 * 2 * 32 + 32 + 32) * 4 // 32
     # Two lanes fetch the same 16 bytes, which lie 64 bytes apart: 16 sectors a warp and copy.
-    assert counted.global_read_sectors == 2 * 2 * 4 * 16 + 3 * 2 * 4 + 16 + 4 * 8
+    assert counted.global_read_sectors == 2 * 2 * 4 * 16 + 3 * 2 * 4 + 16 + 4 * 8 + 2 * 2 * 4
     assert counted.block_barriers == 2 * 9 + 2 + 1
-    assert counted.warp_barriers == 2 * 3 + 8 * 5
+    assert counted.warp_barriers == 2 * 3 + 8 * 5 + 2 * 2 * 3 * 2
     assert counted.warpgroup_barriers == 2 * 2
     assert counted.bulk_copies == 4
     assert counted.bulk_copy_bytes == 4 * 256
     assert counted.shuffles == 2
     assert counted.matrix_load_wavefronts == 2 * 4
-    assert counted.cluster_barriers == 4
-    assert counted.remote_read_bytes == counted.remote_write_bytes == 2 * 32 * 4
+    assert counted.cluster_barriers == 4 + 1
+    assert counted.remote_read_bytes == 2 * 32 * 4
+    assert counted.remote_write_bytes == 2 * 32 * 4 + 2 * 64 * 3 * 4
     assert counted.wgmma_m16n8k16 == 2 * 4 * 2  # 2 products × 4 warps × 16 columns
     assert counted.wgmma_shared_bytes == 64 * 16 * 2 + 2 * 16 * 16 * 2
 

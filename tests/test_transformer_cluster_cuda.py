@@ -23,6 +23,7 @@ from mobilevit_kernels.verify import StageCase
 
 on_kernels = pytest.mark.parametrize(("backend", "device"), backend_params("simt", "cuda"))
 dtypes = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+forms = pytest.mark.parametrize("sends", [False, True], ids=["stores", "sends"])
 
 
 def case_of(
@@ -79,8 +80,8 @@ def runs_on_clusters(case: StageCase, backend: str, device: str) -> bool:
 @pytest.mark.parametrize("instance", CLUSTER_INSTANCES, ids=str)
 def test_instances_are_compiled_and_fit(instance: ClusterInstance) -> None:
     skip_unless_available("simt")
-    needed = simt.library().shared_bytes("transformer_cluster", instance.dim, instance.rows)
-    assert 0 < needed <= 232448
+    for sends in (False,) if instance.long else (False, True):
+        assert 0 < simt.library().shared_bytes("transformer_cluster", instance.dim, instance.rows, sends) <= 232448
     assert 8 * instance.dim_slice * instance.column_blocks >= instance.dim
     assert 8 * instance.hidden_slice * instance.column_blocks >= 2 * instance.dim
     assert instance.attention_slice * instance.column_blocks >= 4 * 3 * instance.head_tiles
@@ -271,6 +272,41 @@ def test_general_shapes(case, at_once, backend, device) -> None:
     check(case, backend, torch.float16, device, at_once)
 
 
+@pytest.mark.parametrize(
+    ("case", "at_once"),
+    [
+        *GENERAL[2:],
+        *((case_of(dim, (16, 16), layers=3), 1_000_000) for dim in (80, 120, 192)),
+        *((case_of(dim, (8, 8), layers=3), at_once) for dim in (96, 144, 240) for at_once in (1_000_000, 1)),
+    ],
+    ids=str,
+)
+@dtypes
+@on_kernels
+def test_blocks_that_send_give_the_same_bits(case, at_once, dtype, backend, device) -> None:
+    """Three layers: K and V of the third one take the place of the first one's."""
+    skip_unless_available(backend)
+    x, weights, options = case.build()
+    x = x.to(device, dtype)
+    packed = mvk.pack(weights, dtype, device, backend)
+    with clusters(backend, device, at_once):
+        expected = mvk.ops.transformer(x, packed, **options)
+    with clusters(backend, device, at_once, sends=True):
+        for _ in range(1 if backend == "simt" else 20):
+            assert torch.equal(mvk.ops.transformer(x, packed, **options), expected)
+
+
+def test_sending_is_an_alternative_where_sequences_are_short() -> None:
+    skip_unless_available("simt")
+    for dim, size, names in ((144, (8, 8), ["16", "64"]), (192, (16, 16), ["64"]), (144, (32, 32), [])):
+        x, weights, options = case_of(dim, size).build()
+        packed = mvk.pack(weights, torch.float16, backend="simt")
+        with clusters("simt", "cpu"):
+            ways = native.stage_module("transformer").alternatives(Slot.like(x), packed, **options)
+        assert [name for name in ways if "sends" in name] == [f"clusters of {rows} rows, sends" for rows in names]
+        assert next(iter(ways)) == f"clusters of {names[0] if names else 256} rows"
+
+
 @pytest.mark.parametrize("dim", [96, 144, 240])
 @on_kernels
 def test_larger_clusters_give_the_same_bits(dim, backend, device) -> None:
@@ -365,7 +401,8 @@ def test_the_report_names_the_boundaries() -> None:
     ],
     ids=str,
 )
-def test_silent_under_many_schedules(case: StageCase, at_once: int, schedules: range) -> None:
+@forms
+def test_silent_under_many_schedules(case: StageCase, at_once: int, sends: bool, schedules: range) -> None:
     skip_unless_available("simt")
     library = simt.library()
     x, weights, options = case.build()
@@ -373,14 +410,16 @@ def test_silent_under_many_schedules(case: StageCase, at_once: int, schedules: r
     packed = mvk.pack(weights, torch.float16, backend="simt")
     results = []
     try:
-        with clusters("simt", "cpu", at_once):
+        with clusters("simt", "cpu", at_once, sends=sends):
             for seed in schedules:
                 library.set_seed(seed)
                 library.reset_counters()
                 results.append((mvk.ops.transformer(x, packed, **options), library.counters()))
     finally:
         library.set_seed(0)
-    assert results[0][1].cluster_barriers > 0
+    counted = results[0][1]
+    tokens = math.prod(case.x_shape[2:]) // math.prod(case.options["patch_size"])
+    assert (counted.cluster_barriers == counted.blocks // 8) == (sends and tokens <= 64)
     for result, counted in results[1:]:
         assert torch.equal(result, results[0][0])
         assert counted == results[0][1]

@@ -66,9 +66,10 @@ def short_name(mangled: str) -> str:
         dim, head_tiles, row_tiles, warps, padded = config.groups()
         size = f"{'up to ' if padded == '1' else ''}{dim} channels, heads of {8 * int(head_tiles)}"
         return f"transformer {dtype} {size}, {16 * int(row_tiles) * int(warps)} rows a block"
-    if config := re.search(r"TransformerClusterConfigI\w+?" + r"Li(\d+)E" * 4, mangled):
-        dim, _, rows, groups = config.groups()
-        return f"transformer_cluster {dtype} {dim} channels, {rows} rows, {groups} row group{'s' * (groups != '1')}"
+    if config := re.search(r"TransformerClusterConfigI\w+?" + r"Li(\d+)E" * 4 + r"Lb([01])E", mangled):
+        dim, _, rows, groups, sends = config.groups()
+        split = f"{groups} row group{'s' * (groups != '1')}" + ", sends" * (sends == "1")
+        return f"transformer_cluster {dtype} {dim} channels, {rows} rows, {split}"
     if config := re.search(r"TransformerClusterLongConfigI\w+?Li(\d+)E", mangled):
         return f"transformer_cluster {dtype} {config[1]} channels, 256 rows"
     if config := re.search(r"TransformerWgmmaConfigI\w+?" + r"Li(\d+)E" * 3, mangled):

@@ -3,6 +3,12 @@
 // A launch asks for them with LaunchShape::cluster. Between the accesses of two blocks to the same shared memory there
 // has to be a sync_cluster(), before the first such access too (the other block may not have started) and after the
 // last one (it may leave the kernel, and its shared memory with it).
+//
+// A sync_cluster() makes every warp wait until its stores are there, by a fence. Words that are sent need none: they
+// report to a barrier (mbarrier.cuh) of the block that gets them, and are there for its threads that wait for the phase.
+// What happens before a send, reads of the memory that others are going to send to among them, happens before what
+// follows such a wait: so blocks that send to each other in turn need no barrier to tell that a place is free again. A
+// block may leave the kernel when it has waited for all that is sent to it.
 #pragma once
 
 #include "memory.cuh"
@@ -49,6 +55,16 @@ MVK_DEVICE void sync_cluster() {
           : "memory");
 #endif
 }
+
+// A barrier in the shared memory of a block of the cluster.
+class RemoteBarrier {
+ public:
+  MVK_DEVICE explicit RemoteBarrier(std::uint32_t address) : address_(address) {}
+  MVK_DEVICE std::uint32_t address() const { return address_; }
+
+ private:
+  std::uint32_t address_;  // in the cluster's window of shared memory
+};
 
 // A region of another block's shared memory. Accesses move 4, 8 or 16 bytes at an offset counted in elements T.
 template <class T>
@@ -97,6 +113,30 @@ class Remote {
 #endif
   }
 
+  // Stores, and reports the bytes to a barrier of the same block, whose arrivals announce them, before or after.
+  template <class V>
+  MVK_DEVICE void send(int offset, V value, RemoteBarrier barrier) const {
+    check_size<V>();
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    const auto* const word = reinterpret_cast<const std::uint32_t*>(&value);
+    if constexpr (sizeof(V) == 4) {
+      asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];\n" ::"r"(at(offset)),
+                   "r"(word[0]), "r"(barrier.address())
+                   : "memory");
+    } else if constexpr (sizeof(V) == 8) {
+      asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [%0], {%1,%2}, [%3];\n" ::"r"(
+                       at(offset)),
+                   "r"(word[0]), "r"(word[1]), "r"(barrier.address())
+                   : "memory");
+    } else {
+      asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1,%2,%3,%4}, [%5];\n" ::"r"(
+                       at(offset)),
+                   "r"(word[0]), "r"(word[1]), "r"(word[2]), "r"(word[3]), "r"(barrier.address())
+                   : "memory");
+    }
+#endif
+  }
+
  private:
   template <class V>
   MVK_DEVICE static constexpr void check_size() {
@@ -115,6 +155,15 @@ MVK_DEVICE Remote<T> of_block(Shared<T> region, int rank) {
   asm("mapa.shared::cluster.u32 %0, %1, %2;\n" : "=r"(address) : "r"(region.address(0)), "r"(rank));
 #endif
   return Remote<T>(address);
+}
+
+// Barrier `index` of the region that lies at the same place in block `rank`.
+MVK_DEVICE RemoteBarrier barrier_of_block(Shared<std::uint64_t> barriers, int index, int rank) {
+  std::uint32_t address = 0;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm("mapa.shared::cluster.u32 %0, %1, %2;\n" : "=r"(address) : "r"(barriers.address(index)), "r"(rank));
+#endif
+  return RemoteBarrier(address);
 }
 
 }  // namespace mvk

@@ -67,21 +67,38 @@ MVK_DEVICE void barrier_arrive_expecting([[maybe_unused]] Shared<std::uint64_t> 
 #endif
 }
 
-MVK_DEVICE void barrier_wait([[maybe_unused]] Shared<std::uint64_t> barriers, [[maybe_unused]] int index,
-                             [[maybe_unused]] int parity) {
+template <bool kForCluster>
+MVK_DEVICE void wait_for_phase([[maybe_unused]] std::uint32_t address, [[maybe_unused]] int parity) {
 #if MVK_BARRIERS_EXIST
-  const std::uint32_t address = barriers.address(index);
   std::uint32_t over = 0;
   while (over == 0) {
-    asm volatile(
-        "{\n.reg .pred over;\n"
-        "mbarrier.try_wait.parity.shared::cta.b64 over, [%1], %2;\n"
-        "selp.b32 %0, 1, 0, over;\n}\n"
-        : "=r"(over)
-        : "r"(address), "r"(parity)
-        : "memory");
+    if constexpr (kForCluster) {
+      asm volatile(
+          "{\n.reg .pred over;\n"
+          "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 over, [%1], %2;\n"
+          "selp.b32 %0, 1, 0, over;\n}\n"
+          : "=r"(over)
+          : "r"(address), "r"(parity)
+          : "memory");
+    } else {
+      asm volatile(
+          "{\n.reg .pred over;\n"
+          "mbarrier.try_wait.parity.shared::cta.b64 over, [%1], %2;\n"
+          "selp.b32 %0, 1, 0, over;\n}\n"
+          : "=r"(over)
+          : "r"(address), "r"(parity)
+          : "memory");
+    }
   }
 #endif
+}
+MVK_DEVICE void barrier_wait(Shared<std::uint64_t> barriers, int index, int parity) {
+  wait_for_phase<false>(barriers.address(index), parity);
+}
+
+// The same for a phase to which blocks of the cluster send (cluster.cuh).
+MVK_DEVICE void barrier_wait_for_cluster(Shared<std::uint64_t> barriers, int index, int parity) {
+  wait_for_phase<true>(barriers.address(index), parity);
 }
 
 // Copies `bytes` from global to shared memory, a multiple of 16 from and to multiples of 16, and reports them to a

@@ -13,6 +13,10 @@ inline int cluster_block_rank() { return simt::current.cluster_rank; }
 inline int cluster_blocks() { return simt::current.cluster_blocks; }
 inline void sync_cluster(simt::Where where = simt::Where::here()) { simt::sync_cluster(where); }
 
+struct RemoteBarrier {
+  int byte_address;
+};
+
 template <class T>
 class Remote {
  public:
@@ -31,6 +35,12 @@ class Remote {
     std::memcpy(access(true, offset, sizeof(V), where), &value, sizeof(V));
   }
 
+  template <class V>
+  void send(int offset, V value, RemoteBarrier barrier, simt::Where where = simt::Where::here()) const {
+    simt::send(rank_, name_, begin_, bytes_, offset * static_cast<int>(sizeof(T)), &value, sizeof(V),
+               barrier.byte_address, where);
+  }
+
  private:
   void* access(bool write, int offset, int bytes, simt::Where where) const {
     return simt::remote_access(write, rank_, name_, begin_, bytes_, offset * static_cast<int>(sizeof(T)), bytes, where);
@@ -45,6 +55,9 @@ class Remote {
 template <class T>
 Remote<T> of_block(Shared<T> region, int rank) {
   return Remote<T>(rank, region.name(), region.byte_begin(), region.byte_count());
+}
+inline RemoteBarrier barrier_of_block(Shared<std::uint64_t> barriers, int index, int) {
+  return {barriers.byte_begin() + 8 * index};
 }
 
 }  // namespace mvk

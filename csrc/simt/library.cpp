@@ -78,8 +78,8 @@ int mvk_transformer_shared_bytes(int instance_dim, int head_tiles, int instance_
 int mvk_transformer(const TransformerArguments* arguments) {
   return guarded([&] { return transformer(*arguments, Stream{}); });
 }
-int mvk_transformer_cluster_shared_bytes(int dim, int cluster_rows) {
-  return transformer_cluster_shared_bytes(dim, cluster_rows);
+int mvk_transformer_cluster_shared_bytes(int dim, int cluster_rows, int sends) {
+  return transformer_cluster_shared_bytes(dim, cluster_rows, sends != 0);
 }
 int mvk_transformer_cluster(const TransformerClusterArguments* arguments) {
   return guarded([&] { return transformer_cluster(*arguments, Stream{}); });

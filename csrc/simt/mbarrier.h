@@ -21,7 +21,11 @@ inline void barrier_arrive_expecting(Shared<std::uint64_t> barriers, int index, 
 }
 inline void barrier_wait(Shared<std::uint64_t> barriers, int index, int parity,
                          simt::Where where = simt::Where::here()) {
-  simt::barrier_wait(barriers.name(), barriers.byte_begin(), barriers.byte_count(), 8 * index, parity, where);
+  simt::barrier_wait(barriers.name(), barriers.byte_begin(), barriers.byte_count(), 8 * index, parity, false, where);
+}
+inline void barrier_wait_for_cluster(Shared<std::uint64_t> barriers, int index, int parity,
+                                     simt::Where where = simt::Where::here()) {
+  simt::barrier_wait(barriers.name(), barriers.byte_begin(), barriers.byte_count(), 8 * index, parity, true, where);
 }
 
 template <class T, class U>

@@ -36,15 +36,34 @@ struct AsyncCopy {
 
 enum class Waiting : std::uint8_t { kNot, kForWarp, kForWarpgroup, kForBlock, kForCluster, kForBarrier, kDone };
 
-// What a thread knows of the others in its block since the last block barrier: entry w counts the warp barriers of warp
-// w, and all that warp w did before that one happens before what the thread does next. Behind the warps stand the
-// phases of the mbarriers, in the order of their init, whose bulk copies are there.
+// What a thread knows of the others in its cluster: an entry counts the warp barriers of one warp, and all that this
+// warp did before that one happens before what the thread does next. The entries of a block's warps stand side by side,
+// in the order of the blocks. Beside them are the phases of the own block's mbarriers, in the order of their init, whose
+// copies and sends are there.
 constexpr int kMaxBarriers = 16;
+int warps_of_cluster();
 struct Knowledge {
-  std::uint32_t of[kMaxWarps + kMaxBarriers] = {};
+  std::uint32_t warp[kMaxClusterBlocks * kMaxWarps];  // as many as the cluster has
+  std::uint32_t phases[kMaxBarriers];
 
+  Knowledge() { clear(); }
+  Knowledge(const Knowledge& other) { *this = other; }
+  Knowledge& operator=(const Knowledge& other) {
+    std::copy_n(other.warp, warps_of_cluster(), warp);
+    std::copy_n(other.phases, kMaxBarriers, phases);
+    return *this;
+  }
+  void clear() {
+    std::fill_n(warp, warps_of_cluster(), 0u);
+    std::fill_n(phases, kMaxBarriers, 0u);
+  }
+  void add_warps(const Knowledge& other) {
+    const int warps = warps_of_cluster();
+    for (int i = 0; i < warps; ++i) warp[i] = std::max(warp[i], other.warp[i]);
+  }
   void add(const Knowledge& other) {
-    for (int i = 0; i < kMaxWarps + kMaxBarriers; ++i) of[i] = std::max(of[i], other.of[i]);
+    add_warps(other);
+    for (int i = 0; i < kMaxBarriers; ++i) phases[i] = std::max(phases[i], other.phases[i]);
   }
 };
 
@@ -105,23 +124,25 @@ struct Word {
   std::uint32_t read_warp_epoch = 0;
   std::uint32_t reading_warps = 0;
   std::uint32_t reading_lanes = 0;  // of read_warp, in read_warp_epoch
-  std::uint8_t write_warp = 0;      // kMaxWarps and up: a bulk copy to that mbarrier, in phase write_warp_epoch
+  std::uint8_t write_warp = 0;      // kMaxWarps and up: reported to that mbarrier, in phase write_warp_epoch
   std::uint8_t write_lane = 0;
   std::uint8_t read_warp = 0;
   std::uint8_t write_block = 0;     // rank in the cluster
   std::uint8_t reading_blocks = 0;  // mask of ranks, in read_cluster_epoch
   std::uint8_t written_bytes = 0;
   bool pending = false;
+  bool sent = false;  // what was reported to an mbarrier was sent by a block, not copied from global memory
   Where write_where{nullptr, 0};
   Where read_where{nullptr, 0};
   const char* region = nullptr;
 };
 
-// A bulk copy whose bytes have not come.
+// A bulk copy, or what was sent, whose bytes have not come.
 struct BulkCopy {
-  int destination;  // byte address in shared memory
-  const void* source;
+  int destination;     // byte address in shared memory
+  const void* source;  // nullptr: `sent`
   int bytes;
+  unsigned char sent[16] = {};
 };
 
 // An mbarrier or a count of arrivals.
@@ -129,15 +150,17 @@ struct Barrier {
   int address;
   int arrivals;  // that end a phase; 0: a count
   int arrived = 0;
-  std::int64_t announced = 0;  // bytes of this phase, not asked for yet
+  std::int64_t announced = 0;  // bytes of this phase, not asked for yet; below 0: sent before they were announced
   std::int64_t under_way = 0;  // asked for
   std::uint32_t phase = 0;     // phases that have ended
   Knowledge gathered;          // from all arrivals
   Knowledge released;          // as of the end of the last phase
   std::vector<BulkCopy> copies;
   std::uint64_t init_epoch;
+  std::uint64_t init_cluster_epoch;
   int init_thread;
   bool published = false;
+  bool was_sent_to = false;
 };
 
 // One of the blocks that run at the same time: those of a cluster.
@@ -197,6 +220,11 @@ struct Machine {
 
 Machine machine;
 
+int warps_of_cluster() { return machine.threads / kWarpSize * static_cast<int>(machine.blocks.size()); }
+
+// Where a warp's entry is in Knowledge.
+int warp_number(const Block& block, int warp) { return block.rank * machine.threads / kWarpSize + warp; }
+
 std::uint64_t next_random() {
   machine.random += 0x9e3779b97f4a7c15u;
   std::uint64_t z = machine.random;
@@ -254,7 +282,8 @@ void note_block_has_left() {
   for (const Barrier& barrier : block.barriers) {
     if (machine.faulted || barrier.copies.empty()) continue;
     machine.faulted = true;
-    machine.report = std::string(machine.launch.kernel) + ": the block left the kernel while a copy_bulk is under way";
+    const char* what = barrier.copies.front().source == nullptr ? "send" : "copy_bulk";
+    machine.report = std::string(machine.launch.kernel) + ": the block left the kernel while a " + what + " is under way";
   }
   if (machine.faulted || block.remote_epoch != machine.cluster_epoch) return;
   machine.faulted = true;
@@ -456,15 +485,24 @@ void note_access(int kind, std::uint64_t address, int bytes, Where where) {
 // `lane` is the reader; kWholeWarp for ldmatrix, whose rows go to lanes other than the one that names their address.
 constexpr int kWholeWarp = -1;
 
-// Whether what warp (or mbarrier) `of` did at `stamp` happens before what the running thread does now.
-bool knows(int of, std::uint32_t stamp) { return running().knows.of[of] > stamp; }
-
-// "warp 3 lane 0", or the bulk copy.
-std::string format_writer(const Word& word) {
-  return word.write_warp < kMaxWarps ? format_thread(word.write_warp, word.write_lane) : "copy_bulk";
+// Whether what a warp of a block did at `stamp` happens before what the running thread does now.
+bool knows(const Block& block, int warp, std::uint32_t stamp) {
+  return running().knows.warp[warp_number(block, warp)] > stamp;
 }
 
-// Block barriers do not wait for bulk copies: only a wait for their phase counts.
+// The same for the last write to a word of the running thread's block.
+bool knows_write(const Word& word) {
+  if (word.write_warp < kMaxWarps) return knows(*machine.block, word.write_warp, word.write_warp_epoch);
+  return running().knows.phases[word.write_warp - kMaxWarps] > word.write_warp_epoch;
+}
+
+// "warp 3 lane 0", or the bulk copy or send.
+std::string format_writer(const Word& word) {
+  if (word.write_warp >= kMaxWarps) return word.sent ? "send" : "copy_bulk";
+  return format_thread(word.write_warp, word.write_lane);
+}
+
+// Block barriers do not wait for bulk copies and sends: only a wait for their phase counts.
 bool may_race(const Word& word, const Block& block) {
   return word.write_warp < kMaxWarps ? word.write_epoch == block.epoch : word.block_serial == block.serial;
 }
@@ -484,7 +522,7 @@ std::uint32_t& read_stamp(const Word& word, const Block& block, int warp) {
   return owner.read_stamps[index * owner.warps.size() + static_cast<std::size_t>(warp)];
 }
 
-// `word` may be another block's: between accesses of two blocks only a cluster barrier counts.
+// `word` may be another block's: between accesses of two blocks only a cluster barrier counts, but for sends.
 void check_and_record_read(Word& word, const char* region, int byte, int lane, Where where) {
   const int warp = running_warp();
   const Block& block = *machine.block;
@@ -497,7 +535,7 @@ void check_and_record_read(Word& word, const char* region, int byte, int lane, W
   }
   if (may_race(word, block) && (word.write_warp != warp || word.write_lane != lane)) {
     if (word.write_warp != warp) {
-      if (!knows(word.write_warp, word.write_warp_epoch)) {
+      if (!knows_write(word)) {
         fault(where, "race on shared region '%s' byte %d: read here, written by %s at %s, %s", region, byte,
               format_writer(word).c_str(), format_where(word.write_where).c_str(), missing_order(word));
       }
@@ -542,7 +580,7 @@ void check_and_record_write(Word& word, const char* region, int byte, Where wher
   }
   if (may_race(word, block) && (word.write_warp != warp || word.write_lane != lane)) {
     if (word.write_warp != warp) {
-      if (!knows(word.write_warp, word.write_warp_epoch)) {
+      if (!knows_write(word)) {
         fault(where, "race on shared region '%s' byte %d: written here and by %s at %s, %s", region, byte,
               format_writer(word).c_str(), format_where(word.write_where).c_str(), missing_order(word));
       }
@@ -554,7 +592,7 @@ void check_and_record_write(Word& word, const char* region, int byte, Where wher
   if (word.read_epoch == block.epoch) {
     for (std::uint32_t others = word.reading_warps & ~(1u << warp); others != 0; others &= others - 1) {
       const int reader = __builtin_ctz(others);
-      if (owns(block, word) && knows(reader, read_stamp(word, block, reader))) continue;
+      if (owns(block, word) && knows(block, reader, read_stamp(word, block, reader))) continue;
       fault(where, "race on shared region '%s' byte %d: written here, read by warp %d at %s, no sync_block() between",
             region, byte, reader, format_where(word.read_where).c_str());
     }
@@ -590,8 +628,8 @@ void check_readable(const Word& word, const Block& owner, const char* region, in
   const auto needed = static_cast<std::uint8_t>(bytes >= 4 ? 15 : (1 << bytes) - 1) << (bytes >= 4 ? 0 : first);
   if (word.pending && word.block_serial == owner.serial) {
     if (word.write_warp >= kMaxWarps) {
-      fault(where, "shared region '%s' byte %d: read before the barrier_wait for the copy_bulk at %s", region,
-            address - byte_begin, format_where(word.write_where).c_str());
+      fault(where, "shared region '%s' byte %d: read before the barrier_wait for the %s at %s", region,
+            address - byte_begin, format_writer(word).c_str(), format_where(word.write_where).c_str());
     }
     fault(where, "shared region '%s' byte %d: read before the copy_async_wait that delivers what %s copies at %s",
           region, address - byte_begin, format_thread(word.write_warp, word.write_lane).c_str(),
@@ -674,7 +712,7 @@ void share_knowledge(Block& block, int first_warp, int warps) {
   Knowledge all;
   for (int warp = first_warp; warp < first_warp + warps; ++warp) {
     for (int lane = 0; lane < kWarpSize; ++lane) all.add(lane_of(block, warp * kWarpSize + lane).knows);
-    all.of[warp] = ++block.warps[static_cast<std::size_t>(warp)].epoch;
+    all.warp[warp_number(block, warp)] = ++block.warps[static_cast<std::size_t>(warp)].epoch;
   }
   for (int thread = first_warp * kWarpSize; thread < (first_warp + warps) * kWarpSize; ++thread) {
     lane_of(block, thread).knows = all;
@@ -686,7 +724,7 @@ void end_phase(Block& block, Barrier& barrier) {
   if (barrier.arrived < barrier.arrivals || barrier.announced != 0 || barrier.under_way != 0) return;
   const auto number = static_cast<int>(&barrier - block.barriers.data());
   barrier.arrived = 0;
-  barrier.gathered.of[kMaxWarps + number] = ++barrier.phase;
+  barrier.gathered.phases[number] = ++barrier.phase;
   barrier.released = barrier.gathered;
   for (int thread = 0; thread < machine.threads; ++thread) {
     Lane& lane = lane_of(block, thread);
@@ -698,7 +736,8 @@ void end_phase(Block& block, Barrier& barrier) {
 bool deliver_copies(Block& block, Barrier& barrier) {
   if (barrier.copies.empty()) return false;
   for (const BulkCopy& copy : barrier.copies) {
-    std::memcpy(block.shared.data() + copy.destination, copy.source, static_cast<std::size_t>(copy.bytes));
+    const void* source = copy.source == nullptr ? copy.sent : copy.source;
+    std::memcpy(block.shared.data() + copy.destination, source, static_cast<std::size_t>(copy.bytes));
     for (int byte = copy.destination; byte < copy.destination + copy.bytes; byte += 4) {
       block.words[static_cast<std::size_t>(byte / 4)].pending = false;
     }
@@ -746,7 +785,7 @@ void run_cluster(Index3 index) {
   for (auto& lane : machine.lanes) {
     lane->waiting = Waiting::kNot;
     lane->waited_for_launches = false;
-    lane->knows = Knowledge{};
+    lane->knows.clear();
     lane->where = Where{nullptr, 0};
     lane->open_copies.clear();
     lane->copy_groups.clear();
@@ -935,7 +974,12 @@ void sync_cluster(Where where) {
   ++machine.cluster_barriers;
   machine.cluster_epoch = ++machine.epochs;
   ++counters().cluster_barriers;
-  for (Block& block : machine.blocks) release_block(block);
+  Knowledge all;
+  for (Block& block : machine.blocks) {
+    release_block(block);
+    all.add_warps(lane_of(block, 0).knows);
+  }
+  for (auto& lane : machine.lanes) lane->knows.add_warps(all);
 }
 
 namespace {
@@ -951,7 +995,8 @@ void* checked_shared(Block& owner, bool write, const char* region, int byte_begi
       if (word.pending && word.block_serial == owner.serial) {
         fault(where, "shared region '%s' byte %d: written while %s's %s of %s is under way", region, byte - byte_begin,
               word.write_warp < kMaxWarps ? format_writer(word).c_str() : "a thread",
-              word.write_warp < kMaxWarps ? "copy_async" : "copy_bulk", format_where(word.write_where).c_str());
+              word.write_warp < kMaxWarps ? "copy_async" : format_writer(word).c_str(),
+              format_where(word.write_where).c_str());
       }
       check_and_record_write(word, region, byte - byte_begin, where);
       mark_written(word, owner, region, byte, bytes);
@@ -973,8 +1018,10 @@ void* shared_access(SharedAccess kind, const char* region, int byte_begin, int b
   return address;
 }
 
-void* remote_access(bool write, int rank, const char* region, int byte_begin, int byte_count, int byte_offset,
-                    int bytes, Where where) {
+namespace {
+
+// The cluster's block `rank`, whose shared memory the running thread may access.
+Block& running_block(int rank, const char* region, Where where) {
   if (rank < 0 || rank >= static_cast<int>(machine.blocks.size())) {
     fault(where, "shared region '%s' of block %d: the cluster has %d", region, rank,
           static_cast<int>(machine.blocks.size()));
@@ -987,6 +1034,14 @@ void* remote_access(bool write, int rank, const char* region, int byte_begin, in
   if (owner.done == machine.threads) {
     fault(where, "shared region '%s' of block %d: accessed, but the block has left the kernel", region, rank);
   }
+  return owner;
+}
+
+}  // namespace
+
+void* remote_access(bool write, int rank, const char* region, int byte_begin, int byte_count, int byte_offset,
+                    int bytes, Where where) {
+  Block& owner = running_block(rank, region, where);
   if (&owner != machine.block) {
     owner.remote_epoch = machine.cluster_epoch;
     owner.remote_block = machine.block->rank;
@@ -1225,7 +1280,93 @@ Barrier& barrier_at(int address, bool is_count, const char* primitive, Where whe
   fault(where, "%s: byte %d of shared memory is no barrier that was initialised", primitive, address);
 }
 
+// Sent bytes may come before they are announced, but not be more.
+void check_announced(const Barrier& barrier, Where where) {
+  if (barrier.arrived < barrier.arrivals || barrier.announced >= 0) return;
+  fault(where, "%lld bytes more were sent in this phase than its arrivals announced",
+        -static_cast<long long>(barrier.announced));
+}
+
+// What is sent to a word of another block, or of this one, may follow what happens before it alone: no cluster barrier
+// orders it, but what the sender knows of the other blocks' warps.
+void check_sent(const Word& word, const Block& owner, int number, const char* region, int byte, Where where) {
+  const Block& block = *machine.block;
+  const int warp = running_warp();
+  const bool written = word.block_serial == owner.serial;
+  if (written && word.write_warp == kMaxWarps + number &&
+      word.write_warp_epoch == owner.barriers[static_cast<std::size_t>(number)].phase) {
+    fault(where, "shared region '%s' byte %d: sent to twice in one phase, before at %s", region, byte,
+          format_where(word.write_where).c_str());
+  }
+  if (written && word.pending) {
+    fault(where, "shared region '%s' byte %d: sent to while the %s of %s is under way", region, byte,
+          word.write_warp < kMaxWarps ? "copy_async" : format_writer(word).c_str(),
+          format_where(word.write_where).c_str());
+  }
+  if (written && word.write_warp < kMaxWarps) {
+    const Block& writer = machine.blocks[word.write_block];
+    const bool same_thread =
+        writer.rank == block.rank && word.write_warp == warp && word.write_lane == running_lane();
+    if (!same_thread && !knows(writer, word.write_warp, word.write_warp_epoch)) {
+      fault(where, "race on shared region '%s' byte %d: sent to here, written by block %d %s at %s, nothing between",
+            region, byte, writer.rank, format_writer(word).c_str(), format_where(word.write_where).c_str());
+    }
+  }
+  for (int reader = 0; reader < static_cast<int>(owner.warps.size()); ++reader) {
+    if (knows(owner, reader, read_stamp(word, owner, reader))) continue;
+    fault(where, "race on shared region '%s' byte %d: sent to here, read by block %d warp %d at %s, nothing between",
+          region, byte, owner.rank, reader, format_where(word.read_where).c_str());
+  }
+  const int readers = word.reading_blocks & ~(1 << owner.rank);
+  if (word.read_cluster_epoch == machine.cluster_epoch && readers != 0) {
+    fault(where, "race on shared region '%s' byte %d: sent to here, read by block %d, no sync_cluster() between",
+          region, byte, __builtin_ctz(static_cast<unsigned>(readers)));
+  }
+}
+
 }  // namespace
+
+void send(int rank, const char* region, int byte_begin, int byte_count, int byte_offset, const void* value, int bytes,
+          int barrier_address, Where where) {
+  Block& owner = running_block(rank, region, where);
+  check_shared_range(region, byte_count, byte_offset, bytes, byte_begin, where);
+  const auto found = std::find_if(owner.barriers.begin(), owner.barriers.end(), [&](const Barrier& barrier) {
+    return barrier.address == barrier_address && barrier.arrivals != 0;
+  });
+  if (found == owner.barriers.end()) {
+    fault(where, "send: byte %d of block %d's shared memory is no barrier that was initialised", barrier_address, rank);
+  }
+  if (!found->published) fault(where, "send: no publish_barriers() since the barrier's init");
+  if (found->init_cluster_epoch == machine.cluster_epoch) {
+    fault(where, "send: no sync_cluster() since block %d initialised the barrier", rank);
+  }
+  const auto number = static_cast<int>(found - owner.barriers.begin());
+  const int address = byte_begin + byte_offset;
+  for (int byte = address; byte < address + bytes; byte += 4) {
+    Word& word = owner.words[static_cast<std::size_t>(byte / 4)];
+    check_sent(word, owner, number, region, byte - byte_begin, where);
+    mark_written(word, owner, region, byte, bytes);
+    word.pending = true;
+    word.sent = true;
+    word.write_epoch = owner.epoch;
+    word.write_cluster_epoch = machine.cluster_epoch;
+    word.write_block = static_cast<std::uint8_t>(owner.rank);
+    word.write_warp = static_cast<std::uint8_t>(kMaxWarps + number);
+    word.write_lane = 0;
+    word.write_warp_epoch = found->phase;
+    word.write_where = where;
+  }
+  std::memset(owner.shared.data() + address, 0xff, static_cast<std::size_t>(bytes));
+  BulkCopy copy{address, nullptr, bytes};
+  std::memcpy(copy.sent, value, static_cast<std::size_t>(bytes));
+  found->copies.push_back(copy);
+  found->was_sent_to = true;
+  found->announced -= bytes;
+  found->under_way += bytes;
+  check_announced(*found, where);
+  found->gathered.add_warps(running().knows);
+  counters().remote_write_bytes += static_cast<std::uint64_t>(bytes);
+}
 
 void barrier_init(const char* region, int byte_begin, int byte_count, int byte_offset, int arrivals, Where where) {
   const int bytes = arrivals == 0 ? 4 : 8;
@@ -1244,6 +1385,7 @@ void barrier_init(const char* region, int byte_begin, int byte_count, int byte_o
   barrier.address = byte_begin + byte_offset;
   barrier.arrivals = arrivals;
   barrier.init_epoch = block.epoch;
+  barrier.init_cluster_epoch = machine.cluster_epoch;
   barrier.init_thread = machine.running;
   block.barriers.push_back(barrier);
 }
@@ -1264,11 +1406,13 @@ void barrier_arrive(const char* region, int byte_begin, int byte_count, int byte
   }
   ++barrier.arrived;
   barrier.announced += expected_bytes;
+  check_announced(barrier, where);
   barrier.gathered.add(running().knows);
   end_phase(*machine.block, barrier);
 }
 
-void barrier_wait(const char* region, int byte_begin, int byte_count, int byte_offset, int parity, Where where) {
+void barrier_wait(const char* region, int byte_begin, int byte_count, int byte_offset, int parity, bool for_cluster,
+                  Where where) {
   check_shared_range(region, byte_count, byte_offset, 8, byte_begin, where);
   Block& block = *machine.block;
   const auto number = static_cast<std::size_t>(&barrier_at(byte_begin + byte_offset, false, "barrier_wait", where) -
@@ -1279,6 +1423,9 @@ void barrier_wait(const char* region, int byte_begin, int byte_count, int byte_o
     if (deliver_copies(block, barrier)) continue;
     running().waits_for = static_cast<int>(number);
     block_thread(Waiting::kForBarrier, "barrier_wait", where);
+  }
+  if (block.barriers[number].was_sent_to && !for_cluster) {
+    fault(where, "barrier_wait: blocks send to this barrier, which takes a barrier_wait_for_cluster");
   }
   running().knows.add(block.barriers[number].released);
 }
@@ -1314,11 +1461,13 @@ void copy_bulk(const char* region, int byte_begin, int byte_count, int byte_offs
       Word& word = block.words[static_cast<std::size_t>(byte / 4)];
       if (word.pending && word.block_serial == block.serial) {
         fault(where, "shared region '%s' byte %d: copied to while the %s of %s is under way", region, byte - byte_begin,
-              word.write_warp < kMaxWarps ? "copy_async" : "copy_bulk", format_where(word.write_where).c_str());
+              word.write_warp < kMaxWarps ? "copy_async" : format_writer(word).c_str(),
+              format_where(word.write_where).c_str());
       }
       check_and_record_write(word, region, byte - byte_begin, where);
       mark_written(word, block, region, byte, 16);
       word.pending = true;
+      word.sent = false;
       word.write_warp = static_cast<std::uint8_t>(kMaxWarps + number);
       word.write_lane = 0;
       word.write_warp_epoch = barrier.phase;
@@ -1386,6 +1535,8 @@ bool run(const char* kernel, const Grid& grid, void (*entry)(const void*), const
     }
     block.warps.resize(static_cast<std::size_t>(threads / kWarpSize));
     block.read_stamps.resize(block.words.size() * block.warps.size());
+    // Sends ask for the stamps of all warps, and these may be of other warps that had the numbers before.
+    if (grid.cluster > 1) std::fill(block.read_stamps.begin(), block.read_stamps.end(), 0u);
     for (Warp& warp : block.warps) flush_sites(warp);
   }
   make_fibers(threads * grid.cluster);

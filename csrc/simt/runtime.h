@@ -158,10 +158,14 @@ void barrier_init(const char* region, int byte_begin, int byte_count, int byte_o
 void publish_barriers();
 void barrier_arrive(const char* region, int byte_begin, int byte_count, int byte_offset, int expected_bytes,
                     Where where);
-void barrier_wait(const char* region, int byte_begin, int byte_count, int byte_offset, int parity, Where where);
+void barrier_wait(const char* region, int byte_begin, int byte_count, int byte_offset, int parity, bool for_cluster,
+                  Where where);
 bool count_arrive(const char* region, int byte_begin, int byte_count, int byte_offset, int arrivals, Where where);
 void copy_bulk(const char* region, int byte_begin, int byte_count, int byte_offset, const GlobalView& source,
                std::int64_t source_offset, int bytes, int barrier_address, Where where);
+// To the shared memory of the cluster's block `rank`, reported to the barrier that lies there.
+void send(int rank, const char* region, int byte_begin, int byte_count, int byte_offset, const void* value, int bytes,
+          int barrier_address, Where where);
 
 int dynamic_shared_bytes();
 

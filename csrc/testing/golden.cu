@@ -215,6 +215,54 @@ __global__ void golden_cluster_kernel(const GoldenParams params) {
   params.out.store(out + 3, static_cast<std::uint32_t>(rank * 16 + cluster_blocks()));
 }
 
+// Clusters of four blocks that send to each other in three rounds, through two inboxes: in each round a lane's four words
+// go to rank r + 1, two to r + 2 and one to r + 3, changed by what has come so far. That a peer has left an inbox is
+// known from what it sent in the round after.
+__global__ void golden_send_kernel(const GoldenParams params) {
+  if constexpr (!clusters_exist()) return;
+  wait_for_earlier_launches();
+  constexpr int kInbox = 32 * 7;
+  const int lane = lane_index();
+  const int rank = cluster_block_rank();
+  const std::int64_t first = (std::int64_t{block_index_x()} * 32 + lane) * kGoldenInputs;
+  const Shared<std::uint32_t> inbox = shared_region<std::uint32_t>("inbox", 0, 2 * kInbox);
+  const auto barriers = shared_region<std::uint64_t>("barriers", 8 * kInbox, 2);
+  if (lane == 0) {
+    for (int i = 0; i < 2; ++i) barrier_init(barriers, i, 1);
+    publish_barriers();
+  }
+  sync_cluster();
+  std::uint32_t state = params.in.load<std::uint32_t>(first + 7);
+  for (int round = 0; round < 3; ++round) {
+    const int box = round % 2 * kInbox;
+    const auto announce = [&] {
+      if (lane == 0) barrier_arrive_expecting(barriers, round % 2, 4 * kInbox);
+    };
+    if (round != 1) announce();
+    Words4 four = params.in.load<Words4>(first);
+    Words2 two = params.in.load<Words2>(first + 4);
+    four.word[round] ^= state;
+    two.word[1] += state;
+    const auto send = [&](int distance, int place, auto value) {
+      const int peer = (rank + distance) % 4;
+      of_block(inbox, peer).send(box + place, value, barrier_of_block(barriers, round % 2, peer));
+    };
+    send(1, 4 * lane, four);
+    send(2, 128 + 2 * lane, two);
+    send(3, 192 + lane, params.in.load<std::uint32_t>(first + 6) - state);
+    if (round == 1) announce();
+    barrier_wait_for_cluster(barriers, round % 2, round / 2);
+    four = inbox.load<Words4>(box + 4 * lane);
+    two = inbox.load<Words2>(box + 128 + 2 * lane);
+    state = state * 5 + (four.word[0] ^ four.word[1] << 1 ^ four.word[2] << 2 ^ four.word[3] << 3);
+    state = state * 3 + (two.word[0] ^ two.word[1] << 1);
+    state = state * 7 + inbox.load<std::uint32_t>(box + 192 + lane);
+    sync_warp();
+  }
+  const std::int64_t out = (std::int64_t{block_index_x()} * 32 + lane) * kGoldenOutputs;
+  for (int i = 0; i < kGoldenOutputs; ++i) params.out.store(out + i, state + static_cast<std::uint32_t>(i));
+}
+
 // One warpgroup and one product of 64 × 32 by 32 × 72, in two k-steps, added to what the sums are first or not. Of the
 // words in: an image of shared memory (A at element 0 in cores 72 apart along rows, 592 along k; B at 2368, 80 and 728
 // apart), then for each thread four registers of A's first k-step and four of its second, and 36 sums; then whether
@@ -296,6 +344,7 @@ const Golden kGoldens[] = {
     {"pairs_bfloat16", run<golden_kernel<GoldenPairs<BFloat16>>>},
     {"async_copy", run<golden_async_copy_kernel>},
     {"cluster", run<golden_cluster_kernel, 4>},
+    {"send", run<golden_send_kernel, 4>},
     {"barriers", run_barriers},
     {"wgmma_shared_float16", run_wgmma<golden_wgmma_kernel<Half, false, false>>},
     {"wgmma_shared_transposed_float16", run_wgmma<golden_wgmma_kernel<Half, false, true>>},

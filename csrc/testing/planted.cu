@@ -76,6 +76,14 @@ enum Fault : int {
   kBarrierArrivalWithoutWarpBarrier,
   kMissingWarpgroupBarrier,
   kSkippedWarpgroupBarrier,
+  kSendPlaceNotFree,
+  kSendReadBeforeWait,
+  kSendWithoutWarpBarrier,
+  kSendMoreThanAnnounced,
+  kSendLessThanAnnounced,
+  kSendTwiceInAPhase,
+  kSendBarrierNotReady,
+  kSendWaitNotForCluster,
   kBankConflicts,
 };
 
@@ -276,6 +284,48 @@ __global__ void barrier_kernel(const PlantedParams params) {
   if (warp == 7) params.out.store(lane, sum);
 }
 
+// Two blocks of a cluster send to each other in three rounds, through two inboxes. A warp sends when it has read what
+// came in the round before, so that whoever has waited for a round knows the inbox before it to be free again.
+__global__ void send_kernel(const PlantedParams params) {
+  wait_for_earlier_launches();
+  const int fault = params.fault;
+  const int warp = warp_index();
+  const int lane = lane_index();
+  const int peer = 1 - cluster_block_rank();
+  const Shared<std::uint32_t> inbox = shared_region<std::uint32_t>("inbox", 0, 2 * kThreads);
+  const Shared<std::uint64_t> barriers = shared_region<std::uint64_t>("barriers", 512, 2);
+  if (fault == kSendBarrierNotReady) sync_cluster();
+  if (thread_index() == 0) {
+    for (int i = 0; i < 2; ++i) barrier_init(barriers, i, 2);
+    publish_barriers();
+  }
+  if (fault == kSendBarrierNotReady) {
+    sync_block();
+  } else {
+    sync_cluster();
+  }
+  std::uint32_t sum = params.in.load<std::uint32_t>(thread_index());
+  for (int round = 0; round < 3; ++round) {
+    const int box = fault == kSendPlaceNotFree ? 0 : round % 2 * kThreads;
+    const Remote<std::uint32_t> others_inbox = of_block(inbox, peer);
+    const RemoteBarrier barrier = barrier_of_block(barriers, round % 2, peer);
+    if (fault != kSendWithoutWarpBarrier) sync_warp();
+    others_inbox.send(box + thread_index(), sum, barrier);
+    if (fault == kSendTwiceInAPhase && lane == 3) others_inbox.send(box + thread_index(), sum, barrier);
+    sync_warp();
+    const int more = fault == kSendMoreThanAnnounced ? -4 : fault == kSendLessThanAnnounced ? 4 : 0;
+    if (lane == 0 && warp == 0) barrier_arrive_expecting(barriers, round % 2, 4 * kThreads + more);
+    if (lane == 0 && warp == 1) barrier_arrive(barriers, round % 2);
+    if (fault == kSendWaitNotForCluster) {
+      barrier_wait(barriers, round % 2, round / 2);
+    } else if (fault != kSendReadBeforeWait || warp == 0) {
+      barrier_wait_for_cluster(barriers, round % 2, round / 2);
+    }
+    sum += inbox.load<std::uint32_t>(box + thread_index() % 32 + 32 * (1 - warp));
+  }
+  if (warp == 0 && block_index_x() == 0) params.out.store(lane, sum);
+}
+
 }  // namespace
 
 Status planted(int fault, const std::uint32_t* in, std::uint32_t* out) {
@@ -292,7 +342,9 @@ Status planted(int fault, const std::uint32_t* in, std::uint32_t* out) {
   const int threads = fault == kWgmmaByPartOfAWarpgroup ? 96 : 128;
   const Status wgmma = launch<wgmma_kernel>("wgmma", {1, 1, threads, (64 + 16) * 16 * 2}, Stream{}, params);
   if (wgmma != Status::kOk) return wgmma;
-  return launch<barrier_kernel>("barrier", {1, 1, 256, 1584}, Stream{}, params);
+  const Status barrier = launch<barrier_kernel>("barrier", {1, 1, 256, 1584}, Stream{}, params);
+  if (barrier != Status::kOk) return barrier;
+  return launch<send_kernel>("send", {2, 1, kThreads, 528, 2}, Stream{}, params);
 }
 
 }  // namespace mvk

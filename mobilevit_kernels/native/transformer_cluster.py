@@ -6,6 +6,7 @@ csrc/transformer_cluster_long.cuh, where it owns rows of most.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import torch
@@ -164,7 +165,9 @@ def _place(instance: ClusterInstance) -> int:
 def _fitting_into(backend: str, sizes: tuple[int, ...], num_heads: int, limit: int) -> tuple[ClusterInstance, ...]:
     library = native.library(backend)
     return tuple(
-        i for i in _instances(sizes, num_heads) if library.shared_bytes("transformer_cluster", i.dim, i.rows) <= limit
+        i
+        for i in _instances(sizes, num_heads)
+        if library.shared_bytes("transformer_cluster", i.dim, i.rows, False) <= limit
     )
 
 
@@ -182,12 +185,21 @@ def planned(packed: Packed, num_heads: int, tokens: int, sequences: int, multipr
 
 
 def plans(packed: Packed, num_heads: int, tokens: int, sequences: int, multiprocessors: int) -> list[ClusterPlan]:
-    """Every instance that takes such sequences, up to twice as many as :func:`plan_clusters` would give it."""
+    """Every instance that takes such sequences, up to twice as many as :func:`plan_clusters` would give it.
+
+    Those for short sequences in two forms, of which the rules take the first.
+    """
     found = []
+    library = native.library(packed.backend)
     for instance in _fitting(packed, num_heads, packed.device):
         most, rows = most_sequences(instance, tokens, multiprocessors)
-        if sequences <= 2 * most:
-            found.append(lay_out_clusters(instance, rows, sequences))
+        if sequences > 2 * most:
+            continue
+        laid_out = lay_out_clusters(instance, rows, sequences)
+        found.append(laid_out)
+        needed = library.shared_bytes("transformer_cluster", instance.dim, instance.rows, True)
+        if 0 < needed <= library.shared_limit(packed.device):
+            found.append(dataclasses.replace(laid_out, sends=True))
     return found
 
 
@@ -222,6 +234,7 @@ def launch(
         "chunks": table.shape[1] if chosen.instance.long else 0,
         "weight_units": stream.numel() // 8,
         "epsilon": packed.eps,
+        "sends": chosen.sends,
         "activation": activation,
     }
     y = map_slot(batch, out_channels, height, width, x.dtype)

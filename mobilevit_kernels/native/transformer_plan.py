@@ -272,16 +272,18 @@ class ClusterPlan:
         instance: the kernel.
         sequence_rows: rows of a sequence, padding included.
         clusters: of the grid.
+        sends: the blocks send to each other, without cluster barriers. The bits are the same.
     """
 
     instance: ClusterInstance
     sequence_rows: int
     clusters: int
+    sends: bool = False
 
     @property
     def name(self) -> str:
         """For the Report."""
-        return f"clusters of {self.instance.rows} rows"
+        return f"clusters of {self.instance.rows} rows" + (", sends" if self.sends else "")
 
 
 @functools.cache

@@ -121,7 +121,7 @@ _ARGUMENTS: dict[str, Any] = {
         (_INT, "batch height width in_channels dim num_layers out_channels patch_height patch_width"),
         (_INT, "cluster_rows sequence_rows chunks weight_units"),
         (_FLOAT, "epsilon"),
-        (_BOOL, "activation bfloat16"),
+        (_BOOL, "sends activation bfloat16"),
     ),
     "transformer_wgmma": _structure(
         "TransformerWgmmaArguments",

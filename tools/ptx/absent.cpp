@@ -31,7 +31,7 @@ ABSENT_SIZE(inverted_residual_rows_shared_bytes, int, int, int, int, int)
 ABSENT_SIZE(inverted_residual_rows_dealt_pixels, int, int, int, int, int)
 __attribute__((weak)) long long inverted_residual_rows_workspace_bytes(int, int, int, int, int, int) { return 0; }
 ABSENT_SIZE(transformer_shared_bytes, int, int, int, int)
-ABSENT_SIZE(transformer_cluster_shared_bytes, int, int)
+ABSENT_SIZE(transformer_cluster_shared_bytes, int, int, bool)
 ABSENT_SIZE(transformer_wgmma_shared_bytes, int, int)
 
 }  // namespace mvk

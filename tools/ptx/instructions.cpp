@@ -279,7 +279,7 @@ void read(Warp& warp, int lane, u64 address, int bytes, void* to) {
     block.shared.read(static_cast<u32>(address), bytes, to);
   } else if constexpr (kSpace == Space::kSharedCluster) {
     const u32 inside = static_cast<u32>(address) & ((1u << kRankShift) - 1);
-    warp.shared(static_cast<u32>(address)).read(inside, bytes, to);
+    warp.block_of(static_cast<u32>(address)).shared.read(inside, bytes, to);
   } else {
     block.global->check(address, bytes, false, warp.before_wait(lane));
     std::memcpy(to, reinterpret_cast<const void*>(address), static_cast<std::size_t>(bytes));
@@ -293,7 +293,7 @@ void write(Warp& warp, int lane, u64 address, int bytes, const void* from) {
     block.shared.write(static_cast<u32>(address), bytes, from);
   } else if constexpr (kSpace == Space::kSharedCluster) {
     const u32 inside = static_cast<u32>(address) & ((1u << kRankShift) - 1);
-    warp.shared(static_cast<u32>(address)).write(inside, bytes, from);
+    warp.block_of(static_cast<u32>(address)).shared.write(inside, bytes, from);
   } else {
     static_assert(kSpace == Space::kGlobal, "what the kernels write to");
     block.global->check(address, bytes, true, warp.before_wait(lane));
@@ -412,9 +412,9 @@ void add_async_copies(Table& table) {
 
 // --- 9.7.9.25 cp.async.bulk; 9.7.13.15 mbarrier ----------------------------------------------------------------------
 
-MemoryBarrier& barrier_of(Warp& warp, u64 address) {
-  const auto found = warp.block().barriers.find(static_cast<u32>(address));
-  if (found == warp.block().barriers.end()) {
+MemoryBarrier& barrier_of(Block& block, u64 address) {
+  const auto found = block.barriers.find(static_cast<u32>(address));
+  if (found == block.barriers.end()) {
     throw Fault(format("no mbarrier was initialised at %#llx", static_cast<unsigned long long>(address)));
   }
   return found->second;
@@ -438,7 +438,7 @@ void init_barrier(Warp& warp, const Instruction& i, Mask active) {
 template <bool kBytes>
 void arrive(Warp& warp, const Instruction& i, Mask active) {
   for_lanes(active, [&](int lane) {
-    MemoryBarrier& barrier = barrier_of(warp, address_of(warp, i, 1, lane));
+    MemoryBarrier& barrier = barrier_of(warp.block(), address_of(warp, i, 1, lane));
     if (barrier.arrived == barrier.expected) throw Fault("more arrivals at an mbarrier than end its phase");
     if constexpr (kBytes) barrier.bytes += warp.lanes<u32>(i.operand[2])[lane];
     ++barrier.arrived;
@@ -451,10 +451,12 @@ void arrive(Warp& warp, const Instruction& i, Mask active) {
 void try_wait(Warp& warp, const Instruction& i, Mask active) {
   pred* const over = warp.lanes<pred>(i.operand[0]);
   for_lanes(active, [&](int lane) {
-    MemoryBarrier& barrier = barrier_of(warp, address_of(warp, i, 1, lane));
+    MemoryBarrier& barrier = barrier_of(warp.block(), address_of(warp, i, 1, lane));
     for (const MemoryBarrier::Copy& copy : barrier.copies) {
+      const auto* const from = static_cast<const char*>(copy.from == nullptr ? copy.sent : copy.from);
       for (int byte = 0; byte < copy.bytes; byte += 16) {
-        warp.block().shared.land(copy.to + static_cast<u32>(byte), static_cast<const char*>(copy.from) + byte, 16, 16);
+        const int size = std::min(copy.bytes - byte, 16);
+        warp.block().shared.land(copy.to + static_cast<u32>(byte), from + byte, size, size);
       }
       barrier.bytes -= copy.bytes;
       ++warp.block().events;
@@ -475,13 +477,32 @@ void bulk_copy(Warp& warp, const Instruction& i, Mask active) {
     const u64 from = address_of(warp, i, 1, lane, 1);
     const u32 bytes = warp.lanes<u32>(i.operand[2])[lane];
     if (bytes == 0 || bytes % 16 != 0) throw Fault(format("cp.async.bulk of %u bytes", bytes));
-    MemoryBarrier& barrier = barrier_of(warp, address_of(warp, i, 3, lane, 2));
+    MemoryBarrier& barrier = barrier_of(warp.block(), address_of(warp, i, 3, lane, 2));
     for (u32 byte = 0; byte < bytes; byte += 16) {
       warp.block().global->check(from + byte, 16, false, warp.before_wait(lane));
       warp.block().shared.begin_copy(to + byte, 16);
     }
     barrier.copies.push_back({to, reinterpret_cast<const void*>(from), static_cast<int>(bytes)});
     ++warp.block().events;
+  });
+}
+
+// 9.7.9.12 st.async….complete_tx::bytes.vN.b32 [to], {b, …}, [mbarrier]: both in one block of the cluster.
+template <int kCount>
+void send(Warp& warp, const Instruction& i, Mask active) {
+  for_lanes(active, [&](int lane) {
+    const u32 to = static_cast<u32>(address_of(warp, i, 0, lane));
+    const u32 at = static_cast<u32>(address_of(warp, i, kCount + 1, lane, 1));
+    if (to >> kRankShift != at >> kRankShift || to >> kRankShift == 0) {
+      throw Fault(format("st.async to %#x reports to the mbarrier at %#x", to, at));
+    }
+    constexpr u32 kInside = (1u << kRankShift) - 1;
+    Block& block = warp.block_of(to);
+    block.shared.begin_copy(to & kInside, 4 * kCount);
+    MemoryBarrier::Copy copy{to & kInside, nullptr, 4 * kCount};
+    for (std::size_t k = 0; k < kCount; ++k) copy.sent[k] = warp.lanes<u32>(i.operand[k + 1])[lane];
+    barrier_of(block, at & kInside).copies.push_back(copy);
+    ++block.events;
   });
 }
 
@@ -502,6 +523,11 @@ void add_barriers_in_memory(Table& table) {
   table["mbarrier.arrive.shared::cta.b64"] = whole({0, 4}, arrive<false>);
   table["mbarrier.arrive.expect_tx.shared::cta.b64"] = whole({0, 4, 4}, arrive<true>);
   table["mbarrier.try_wait.parity.shared::cta.b64"] = whole({1, 4, 4}, try_wait, Convergence::kNone, Flow::kPoll);
+  table["mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64"] =
+      table["mbarrier.try_wait.parity.shared::cta.b64"];
+  table["st.async.shared::cluster.mbarrier::complete_tx::bytes.b32"] = whole({0, 4, 0}, send<1>);
+  table["st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.b32"] = whole({0, 4, 4, 0}, send<2>);
+  table["st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32"] = whole({0, 4, 4, 4, 4, 0}, send<4>);
   table["fence.mbarrier_init.release.cluster"] = whole({}, nullptr);
   table["cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes"] = whole({4, 8, 4, 4}, bulk_copy);
   table["atom.acq_rel.cta.shared::cta.inc.u32"] = whole({4, 4, 4}, increment);

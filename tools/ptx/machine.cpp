@@ -50,9 +50,9 @@ std::string Warp::where() const {
   return kernel_->describe(kernel_->code[static_cast<std::size_t>(std::max(groups_.front().place - 1, 0))]);
 }
 
-SharedMemory& Warp::shared(std::uint32_t cluster_address) {
+Block& Warp::block_of(std::uint32_t cluster_address) {
   const int rank = static_cast<int>(cluster_address >> kRankShift) - 1;
-  if (rank < 0 || rank == block_->rank) return block_->shared;
+  if (rank < 0 || rank == block_->rank) return *block_;
   const Cluster& cluster = *block_->cluster;
   if (cluster.phase == 0) {
     throw Fault(format("block %d of the cluster is accessed before any cluster barrier: it may not have begun", rank));
@@ -61,7 +61,7 @@ SharedMemory& Warp::shared(std::uint32_t cluster_address) {
   if (other.done == static_cast<int>(other.warps.size())) {
     throw Fault(format("block %d of the cluster is accessed after its end", rank));
   }
-  return other.shared;
+  return other;
 }
 
 void Warp::copy(int lane, std::uint32_t to, const void* from, int from_bytes) {

@@ -37,7 +37,7 @@ class Warp {
     return reinterpret_cast<T*>(file_.data() + place);
   }
   Block& block() { return *block_; }
-  SharedMemory& shared(std::uint32_t cluster_address);  // whose it is
+  Block& block_of(std::uint32_t cluster_address);  // whose shared memory it is in
   bool before_wait(int lane) const { return (waited_ >> lane & 1u) == 0; }
   void wait_for_earlier_launches(Mask active) { waited_ |= active; }
   void copy(int lane, std::uint32_t to, const void* from, int from_bytes);
@@ -92,16 +92,17 @@ struct Cluster {
   int phase = 0;  // barriers completed
 };
 
-// An mbarrier: what its 64 bits hold, and the bulk copies whose bytes have not come. They come when somebody looks.
+// An mbarrier: what its 64 bits hold, and what was copied or sent and has not come. It comes when somebody looks.
 struct MemoryBarrier {
   struct Copy {
     std::uint32_t to;
-    const void* from;
+    const void* from;  // nullptr: `sent`
     int bytes;
+    std::uint32_t sent[4] = {};
   };
   int expected = 0;  // arrivals that end a phase
   int arrived = 0;
-  std::int64_t bytes = 0;  // announced and not there
+  std::int64_t bytes = 0;  // announced and not there; below 0: there before they were announced
   int phase = 0;           // phases that have ended
   std::vector<Copy> copies;
 
