@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from conftest import skip_unless_available
+from test_inverted_residual_cuda import TWO_PASSES
 
 from mobilevit_kernels import counters, simt
 from mobilevit_kernels.bench.work import stage_work
@@ -26,7 +27,6 @@ ROOT = Path(__file__).resolve().parent.parent
 MAX_BYTES_WASTE, MAX_MMA_WASTE, MAX_MUFU_WASTE = 1.15, 1.5, 1.5
 MAX_LARGE_MAP_WASTE = 1.3  # of mma and MUFU
 MAX_BYTES_WASTE_OF_TWO_PASSES, MAX_WASTE_OF_TWO_PASSES = 2.1, 1.7
-TWO_PASSES = [(80, 320, 96), (96, 384, 128)]
 # Cycles lost to bank conflicts over all shared-memory cycles; ldmatrix loses none.
 MAX_SHARED_CONFLICTS = 0.06
 # Bytes that shared memory moves for a matrix instruction, shuffles included. An SM moves 128 a cycle and issues 0.62

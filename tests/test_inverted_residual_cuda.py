@@ -146,8 +146,9 @@ def test_silent_under_many_schedules(case: StageCase, kernel: Kernel, schedules:
         assert counted == results[0][1], f"seed {seed}"
 
 
-SERVED_BY_ROWS = [(sizes, s, r) for sizes, s, r in PUBLISHED if sizes[0] < 80]
-TWO_PASSES = [(80, 320, 96), (96, 384, 128)]  # by the row kernel at stride 2
+SERVED_BY_ROWS = [(sizes, s, r) for sizes, s, r in PUBLISHED if sizes[0] < 128]
+TWO_PASSES = [(80, 320, 96), (96, 384, 128)]  # at stride 2; these cannot be dealt
+CAN_BE_DEALT = [case for case in SERVED_BY_ROWS if case[0][1] >= 128 and case[0] not in TWO_PASSES]
 
 
 def test_the_row_kernel_serves_the_large_maps() -> None:
@@ -167,7 +168,7 @@ def test_dealing_is_for_few_pixels() -> None:
         packed = mvk.pack(StageCase("inverted_residual", sizes, (1, sizes[0], 4, 4)).build()[1], backend="simt",
                           dtype=torch.float16)  # fmt: skip
         pixels = inverted_residual.dealt_pixels(packed, stride)
-        assert (pixels > 0) == (sizes[1] >= 192), sizes
+        assert (pixels > 0) == (sizes[1] >= 192 and sizes not in TWO_PASSES), sizes
         # On 132 multiprocessors: from one image on 64 × 64 pixels to four on 32 × 32.
         assert pixels == 0 or 3900 <= pixels <= 13000, sizes
         options = {"stride": stride, "dilation": 1, "residual": False}
@@ -217,9 +218,7 @@ def test_at_stride_2_tiles_are_split_before_channels_are_dealt() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
 @pytest.mark.parametrize(
     ("sizes", "stride", "residual", "kernel"),
-    [(*case, ROWS) for case in SERVED_BY_ROWS]
-    + [(*case, DEALT) for case in SERVED_BY_ROWS if case[0][1] >= 128]
-    + [(sizes, 2, False, ROWS) for sizes in TWO_PASSES],
+    [(*case, ROWS) for case in SERVED_BY_ROWS] + [(*case, DEALT) for case in CAN_BE_DEALT],
     ids=str,
 )
 @on_kernels

@@ -160,7 +160,7 @@ def every_instance(dtype: torch.dtype) -> Iterator[verify.Result]:
         yield judge(case, inverted.launch(case, (chunk, 2), dtype=dtype), case.build()[0].to(dtype), dtype)
     for sizes, stride, residual in inverted.SERVED_BY_ROWS:
         case = StageCase("inverted_residual", sizes, (1, sizes[0], 9, 19), {"stride": stride, "residual": residual})
-        for form in (inverted.ROWS, inverted.DEALT) if sizes[1] >= 128 else (inverted.ROWS,):
+        for form in (inverted.ROWS, inverted.DEALT)[: 1 + ((sizes, stride, residual) in inverted.CAN_BE_DEALT)]:
             yield judge(case, inverted.launch(case, form, dtype=dtype), case.build()[0].to(dtype), dtype)
 
     yield check(StageCase("head", (24, 136, 35), (265, 24, 1, 2)))

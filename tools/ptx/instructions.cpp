@@ -359,7 +359,7 @@ void add_loads_stores(Table& table) {
   table["ld.global.v4.u32"] = table["ld.global.v4.f32"] = loading<Space::kGlobal, u32, 4>();
   table["st.global.u32"] = table["st.global.f32"] = storing<Space::kGlobal, u32>();
   table["st.global.v2.u32"] = storing<Space::kGlobal, u32, 2>();
-  table["st.global.v4.u32"] = storing<Space::kGlobal, u32, 4>();
+  table["st.global.v4.u32"] = table["st.global.v4.f32"] = storing<Space::kGlobal, u32, 4>();
 
   table["ld.shared.u16"] = loading<Space::kShared, u16>();
   table["ld.shared.s32"] = loading<Space::kShared, s32>();
