@@ -237,7 +237,7 @@ def test_memory_out_of_reach_is_reported(library: PtxLibrary) -> None:
     source, target = torch.zeros(1, 32, 12, dtype=torch.int32), torch.zeros(1, 32, 4, dtype=torch.int32)
     with (
         library.reach([("in", source)], {"out": target[:, :31]}),
-        pytest.raises(RuntimeError, match=r"write of 4 bytes .* in no buffer .*\(byte 496 of 'out', which has 496\)"),
+        pytest.raises(RuntimeError, match=r"write of 4 bytes .* in no buffer \(byte 496 of 'out', which has 496\)"),
     ):
         library.extension.golden(0, 0, "shuffle", source.data_ptr(), target.data_ptr(), 1)
 

@@ -71,9 +71,15 @@ void GlobalMemory::check(std::uint64_t address, int size, bool is_write, bool be
     last_ = static_cast<std::size_t>(std::find_if(buffers_.begin(), buffers_.end(), holds) - buffers_.begin());
   }
   if (last_ == buffers_.size()) {
+    const auto distance = [&](const Buffer& buffer) {
+      return address < buffer.begin ? buffer.begin - address : address < buffer.end ? 0 : address - buffer.end;
+    };
+    std::vector<Buffer> by_distance = buffers_;
+    std::sort(by_distance.begin(), by_distance.end(),
+              [&](const Buffer& a, const Buffer& b) { return distance(a) < distance(b); });
     std::string near;
-    for (const Buffer& buffer : buffers_) {
-      if (address + 4096 < buffer.begin || address > buffer.end + 4096) continue;
+    for (const Buffer& buffer : by_distance) {
+      if (distance(buffer) > 4096) break;
       near += format(" (byte %lld of '%s', which has %llu)", static_cast<long long>(address - buffer.begin),
                      buffer.name.c_str(), static_cast<unsigned long long>(buffer.end - buffer.begin));
     }
