@@ -353,8 +353,12 @@ class Engine:
             captured.done.record(stream)
         return outputs
 
-    def capture(self, network: MobileViT, x: Tensor, **options: Any) -> _Captured:
+    def capture(self, network: MobileViT, x: Tensor, *, keep: bool = False, **options: Any) -> _Captured:
         """Captures the forward for inputs like ``x``.
+
+        Args:
+            network, x, options: as for :meth:`call`.
+            keep: ``x`` itself becomes the graph's input; else a copy.
 
         Raises:
             RuntimeError: ``x`` is not on a CUDA device.
@@ -369,7 +373,7 @@ class Engine:
                 return captured
             # No inference tensor: those cannot be written outside of inference mode.
             with torch.inference_mode(False), torch.no_grad():
-                static_input = x.clone()
+                static_input = x if keep and not x.is_inference() else x.clone()
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):  # warm up: lazy initialisation must not happen under capture

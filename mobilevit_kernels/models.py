@@ -507,9 +507,10 @@ class MobileViT(nn.Module):
         Raises:
             RuntimeError: the model is not on a CUDA device.
         """
-        x = self._images("capture", batch_size, height, width, dtype)
+        with torch.inference_mode(False):  # so that the graph's input can be written outside of inference mode
+            x = self._images("capture", batch_size, height, width, dtype)
         with torch.inference_mode():
-            self.engine.capture(self, x, **self._default_outputs())
+            self.engine.capture(self, x, keep=True, **self._default_outputs())
         return self
 
     def tune(
