@@ -1,4 +1,4 @@
-// Tiles of 16 rows between registers, shared memory and the other blocks of a cluster.
+// Tiles of 16 rows between registers, shared memory and the other blocks of a cluster, and how blocks exchange them.
 //
 // Regions hold rows of 16-bit channels at a pitch of an odd number of 16-byte units: neither fragments nor 16-byte
 // units meet bank conflicts.
@@ -112,13 +112,13 @@ MVK_DEVICE void store_tile(Shared<T> region, int pitch, int row, int column, con
   region.store((row + g + 8) * pitch + column + 2 * t, make_pair<T>(sums.value[2], sums.value[3]));
 }
 
-// How tiles get to another block.
+// How what a warp gives gets to another block.
 struct ByStore {  // they are there behind a sync_cluster()
   static constexpr bool kSends = false;
 
-  template <class T>
-  MVK_DEVICE void operator()(Shared<T> region, int peer, int offset, const Words4& words) const {
-    of_block(region, peer).store(offset, words);
+  template <class T, class V>
+  MVK_DEVICE void operator()(Shared<T> region, int peer, int offset, V value) const {
+    of_block(region, peer).store(offset, value);
   }
 };
 struct BySend {  // they report to this barrier of the other block
@@ -126,9 +126,9 @@ struct BySend {  // they report to this barrier of the other block
   Shared<std::uint64_t> barriers;
   int index;
 
-  template <class T>
-  MVK_DEVICE void operator()(Shared<T> region, int peer, int offset, const Words4& words) const {
-    of_block(region, peer).send(offset, words, barrier_of_block(barriers, index, peer));
+  template <class T, class V>
+  MVK_DEVICE void operator()(Shared<T> region, int peer, int offset, V value) const {
+    of_block(region, peer).send(offset, value, barrier_of_block(barriers, index, peer));
   }
 };
 
@@ -167,5 +167,76 @@ MVK_DEVICE void give_tiles(const Way& way, Shared<T> region, int pitch, int row,
     }
   }
 }
+
+// What blocks give to each other in a layer. Each exchange has a barrier of its own, where they send.
+struct Exchange {
+  static constexpr int kKeys = 0;            // K and V, and Q where the pair of a head shares rows
+  static constexpr int kHeads = 1;           // O
+  static constexpr int kRowsFromHeads = 2;   // X, of W_o
+  static constexpr int kHidden = 3;          // the hidden layer
+  static constexpr int kRowsFromHidden = 4;  // X, of W_in and of W_2
+  static constexpr int kCount = 5;
+};
+
+// The exchanges of a cluster's blocks, in two forms.
+//
+// Without kSends an exchange is stores and a cluster barrier, whose release is a fence of the whole GPU. With it, what a
+// block gets reports to a barrier in its memory, at which its own warps arrive too, and nobody waits for a block that
+// gives it nothing. No barrier tells then that a place is free again for the next time: a sender has to know it from
+// what it has got since. Where that is not so, the other block's warps tell() it.
+template <bool kSends, int kWarps>
+struct ClusterExchanges {
+  Shared<std::uint64_t> barriers;
+  Shared<std::uint32_t> told;  // a word of each of the pair's other block's warps; nobody reads them
+
+  static constexpr int kToldBytes = 4 * kWarps;  // what the other block's warps tell in an exchange
+  static constexpr int kToldBegin = round_up(8 * Exchange::kCount, 16);
+  static constexpr int kBytes = kSends ? kToldBegin + kToldBytes : 0;
+
+  MVK_DEVICE static ClusterExchanges at(int byte_begin) {
+    return {shared_region<std::uint64_t>("barriers", byte_begin, kSends ? Exchange::kCount : 0),
+            shared_region<std::uint32_t>("told", byte_begin + (kSends ? kToldBegin : 0), kSends ? kWarps : 0)};
+  }
+
+  // By all threads, before a sync_cluster().
+  MVK_DEVICE void start() const {
+    if (kSends && thread_index() == 0) {
+      for (int i = 0; i < Exchange::kCount; ++i) barrier_init(barriers, i, kWarps);
+      publish_barriers();
+    }
+  }
+
+  MVK_DEVICE auto way(int exchange) const {
+    if constexpr (kSends) {
+      return BySend{barriers, exchange};
+    } else {
+      return ByStore{};
+    }
+  }
+
+  // This warp has left what block `peer` is going to send to after this exchange.
+  MVK_DEVICE void tell(int exchange, int peer) const {
+    if constexpr (kSends) {
+      sync_warp();
+      if (lane_index() == 0) way(exchange)(told, peer, warp_index(), 0u);
+    }
+  }
+
+  // The `use`-th time, from 0: the `bytes` that this block gets, and what its threads did before, are there for all of
+  // them. Without kSends it is so for the whole cluster.
+  MVK_DEVICE void finish(int exchange, int use, int bytes) const {
+    if constexpr (kSends) {
+      sync_warp();
+      if (thread_index() == 0) {
+        barrier_arrive_expecting(barriers, exchange, bytes);
+      } else if (lane_index() == 0) {
+        barrier_arrive(barriers, exchange);
+      }
+      barrier_wait_for_cluster(barriers, exchange, use % 2);
+    } else {
+      sync_cluster();
+    }
+  }
+};
 
 }  // namespace mvk

@@ -25,14 +25,11 @@
 //     Q, K, V → the pair       attention: O → the row group       W_o: X → the row group
 //     W_1, SiLU: hidden layer → the row group       W_2: X → the row group
 //
-// There are two forms. In one an exchange is stores and a cluster barrier, whose release is a fence of the whole GPU.
-// In the other, kSends, what is given to a block reports to a barrier in its memory, where its own warps arrive too, and
-// nobody waits for anybody else. That a place is free again for the next exchange, a sender knows from what it has got
-// since: before W_2's X comes from a block, all warps of that block have read what the attention needed and the hidden
-// layer, and so on around the layer. Two cases need care. A block may get nothing from another one that has no columns
-// of X, so warps without columns read nothing for them. And with two row groups the pair's other block gets nothing from
-// this row group but K and V: it may be a layer ahead, but not two, so that K and V of two layers have places, and
-// barriers, of their own.
+// Exchanges have two forms, by stores or by sends (cluster_exchange.cuh). What a sender has to know is that the place is
+// free again, and mostly the data tell: before X comes from a block, all its warps have read what the attention needed,
+// and so on around the layer. Two cases need care. A block that has no columns of X gives none, so that warps without
+// columns read nothing for them. And with two row groups the pair's other block gets nothing from this row group but K
+// and V: before it sends the next ones, each warp tells it that it has left the hidden layer, which lies in their place.
 //
 // In a block, warps form a grid of row tiles × columns. LN(X) · W is a product with X, LayerNorm applied behind it,
 // from rows that a warp holds in registers (common/linear.cuh). Weights are the column block's own stream, in the order
@@ -64,17 +61,6 @@
 #include "common/patches.cuh"
 
 namespace mvk {
-
-// What blocks give to each other, each with a barrier of its own where they send.
-enum ClusterExchange : int {
-  kKeysOfEvenLayers,  // K and V, and Q where the pair shares rows
-  kKeysOfOddLayers,
-  kHeadsExchange,      // O
-  kRowsFromHeads,      // X, of W_o
-  kHiddenExchange,     // the hidden layer
-  kRowsFromHidden,     // X, of W_in and of W_2
-  kClusterExchanges,
-};
 
 // Sizes that the kernel, its launcher and (by name) its packing share; everything in them is known before the launch.
 template <class T, int kDimOf, int kHeadTilesOf, int kClusterRowsOf, int kRowGroupsOf, bool kSendsOf>
@@ -124,21 +110,17 @@ struct TransformerClusterConfig {
   static constexpr int kHeadsPitch = odd_pitch(kHeads * kHeadTiles);
   static constexpr int kHiddenPitch = odd_pitch(kHiddenTiles);
 
-  // Bytes. What the attention needs and the hidden layer take turns, and x before and y behind them; K and V of two
-  // layers do not.
-  static constexpr int kKeyBuffers = kSends && kRowGroups == 2 ? 2 : 1;
-  static constexpr int kKeyElements = kClusterRows * key_pitch(kHeadTiles);
+  // Bytes. What the attention needs and the hidden layer take turns, and x before and y behind them.
   static constexpr int kRowsBegin = kLayerElements * 2;
-  static constexpr int kKeysBegin = kRowsBegin + kRows * kRowPitch * 2;
-  static constexpr int kTurnsBegin = kKeysBegin + (kKeyBuffers == 1 ? 0 : kKeyBuffers * kKeyElements * 2);
-  static constexpr int kQueriesBegin = kKeyBuffers == 1 ? kTurnsBegin + kKeyElements * 2 : kTurnsBegin;
+  static constexpr int kTurnsBegin = kRowsBegin + kRows * kRowPitch * 2;
+  static constexpr int kQueriesBegin = kTurnsBegin + kClusterRows * key_pitch(kHeadTiles) * 2;
   static constexpr int kHeadsBegin = kQueriesBegin + kRows * kQueryPitch * 2;
   static constexpr int kAttentionEnd = kHeadsBegin + kRows * kHeadsPitch * 2;
   static constexpr int kHiddenEnd = kTurnsBegin + kRows * kHiddenPitch * 2;
   static constexpr int kLinesBegin = kAttentionEnd > kHiddenEnd ? kAttentionEnd : kHiddenEnd;
-  static constexpr int kBarriersBegin = kLinesBegin + kRows * 8;
-  static constexpr int kBarriers = kSends ? kClusterExchanges : 0;
-  static constexpr int kSharedBytes = kBarriersBegin + kBarriers * 8;
+  static constexpr int kExchangesBegin = kLinesBegin + kRows * 8;
+  using Exchanges = ClusterExchanges<kSends, kWarps>;
+  static constexpr int kSharedBytes = kExchangesBegin + Exchanges::kBytes;
 
   // Queries of a block: all its rows, or half of them; 16 rows are too few to halve, and the pair's first block has
   // all.
@@ -211,23 +193,16 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
   const Shared<T> weights = shared_region<T>("weights", 0, Config::kLayerElements);
   const Shared<T> rows = shared_region<T>("rows", Config::kRowsBegin, Config::kRows * kRowPitch);
   const Shared<T> input = shared_region<T>("input", Config::kTurnsBegin, Config::kRows * Config::kHiddenPitch);
-  const Shared<T> keys_of_layers =
-      shared_region<T>("keys and values", Config::kKeysBegin, Config::kKeyBuffers * Config::kKeyElements);
+  const Shared<T> keys_values =
+      shared_region<T>("keys and values", Config::kTurnsBegin, Config::kClusterRows * key_pitch(kHeadTiles));
   const Shared<T> queries = shared_region<T>("queries", Config::kQueriesBegin, Config::kRows * Config::kQueryPitch);
   const Shared<T> heads = shared_region<T>("heads", Config::kHeadsBegin, Config::kRows * Config::kHeadsPitch);
   const Shared<T> hidden = shared_region<T>("hidden", Config::kTurnsBegin, Config::kRows * Config::kHiddenPitch);
   const Shared<T> output = shared_region<T>("output", Config::kTurnsBegin, Config::kRows * Config::kHiddenPitch);
   const Shared<float> lines = shared_region<float>("lines", Config::kLinesBegin, Config::kRows * 2);
-  const auto barriers = shared_region<std::uint64_t>("barriers", Config::kBarriersBegin, Config::kBarriers);
+  const auto exchanges = Config::Exchanges::at(Config::kExchangesBegin);
 
   // --- exchanges ---
-  const auto way_of = [&](int exchange) {
-    if constexpr (Config::kSends) {
-      return BySend{barriers, exchange};
-    } else {
-      return ByStore{};
-    }
-  };
   // What a block gets in an exchange: of `total` tiles of columns, `slice` of each column block, all but its own …
   const auto bytes_of_columns = [&](int total, int slice) {
     const int left = total - column_block * slice;
@@ -245,21 +220,6 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
     const int blocks = kFirstOfPairAttends ? Config::kHeads : Config::kColumnBlocks;
     const int own = kFirstOfPairAttends && rank % 2 == 1 ? 0 : 1;
     return Config::kQueryRows * 16 * kHeadTiles * (blocks - own);
-  };
-  // The `use`-th time, from 0: what this block gets in an exchange, and what its threads did before, is there for all of
-  // them. Without sends it is so for the whole cluster.
-  const auto finish_exchange = [&](int exchange, int use, int bytes) {
-    if constexpr (Config::kSends) {
-      sync_warp();
-      if (thread_index() == 0) {
-        barrier_arrive_expecting(barriers, exchange, bytes);
-      } else if (lane == 0) {
-        barrier_arrive(barriers, exchange);
-      }
-      barrier_wait_for_cluster(barriers, exchange, use % 2);
-    } else {
-      sync_cluster();
-    }
   };
 
   // --- the stream of weights ---
@@ -295,7 +255,7 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
   int product = 0;
   const auto next_product = [&](int exchange, int use, int bytes) {
     copy_async_wait<2>();
-    finish_exchange(exchange, use, bytes);
+    exchanges.finish(exchange, use, bytes);
     fetch_weights(product + 4);
     ++product;
   };
@@ -346,7 +306,10 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
       const int column_tile = column_block * kSlice + tile;
       return tile < kSlice && column_tile < Config::kTiles ? 8 * column_tile : -1;
     };
-    if (column_of(0) < 0) return;  // and reads nothing: nobody waits for this warp
+    const auto leave = [&] {
+      if (Config::kRowGroups == 2 && exchange == Exchange::kRowsFromHidden) exchanges.tell(exchange, rank ^ 1);
+    };
+    if (column_of(0) < 0) return leave();  // and reads nothing: nobody waits for this warp
 #pragma unroll
     for (int j = 0; j < kCount; ++j) {
       const int column = column_of(j);
@@ -387,8 +350,9 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
       for (int j = 0; j < kCount; ++j) {
         if (column_of(j) >= 0) store_tile(rows, kRowPitch, row, column_of(j), sums[m][j]);
       }
-      give_tiles<kCount>(way_of(exchange), rows, kRowPitch, row, column_of, for_row_group);
+      give_tiles<kCount>(exchanges.way(exchange), rows, kRowPitch, row, column_of, for_row_group);
     }
+    leave();
   };
 
   // sums = LN(X) · W + b for the block's columns; tile j of the warp is first + kColumnWarps·j of the slice.
@@ -422,7 +386,7 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
   };
 
   // This block's tiles of [K | V | Q] of its head. K and V go to both blocks of the pair; Q too, where they share rows.
-  const auto make_attention_operands = [&](Shared<T> keys_values, int exchange) {
+  const auto make_attention_operands = [&] {
     constexpr int kSlice = Config::kAttentionSlice;
     constexpr int kCount = ceil_div(kSlice, kColumnWarps);
     Rows own;
@@ -446,15 +410,16 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
         if (key_column(j) >= 0) store_tile(keys_values, key_pitch(kHeadTiles), key_row, key_column(j), sums[m][j]);
         if (query_column(j) >= 0) store_tile(queries, Config::kQueryPitch, row, query_column(j), sums[m][j]);
       }
-      give_tiles<kCount>(way_of(exchange), keys_values, key_pitch(kHeadTiles), key_row, key_column, for_partner);
+      const auto way = exchanges.way(Exchange::kKeys);
+      give_tiles<kCount>(way, keys_values, key_pitch(kHeadTiles), key_row, key_column, for_partner);
       if constexpr (Config::kRowGroups == 1) {
-        give_tiles<kCount>(way_of(exchange), queries, Config::kQueryPitch, row, query_column, for_partner);
+        give_tiles<kCount>(way, queries, Config::kQueryPitch, row, query_column, for_partner);
       }
     }
   };
 
   // softmax(Q·Kᵀ)·V of the block's queries, to the row group.
-  const auto attend = [&](Shared<T> keys_values) {
+  const auto attend = [&] {
     if (16 * warp >= Config::kQueryRows || (kFirstOfPairAttends && rank % 2 == 1)) return;
     const int row = 16 * warp + (Config::kRowGroups == 1 ? rank % 2 * Config::kQueryRows : 0);
     RowFragments<T, 1, kHeadTiles> own;
@@ -471,7 +436,7 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
       heads.store((row + g) * Config::kHeadsPitch + column_of(j) + 2 * t, means.at(0, j, 0));
       heads.store((row + g + 8) * Config::kHeadsPitch + column_of(j) + 2 * t, means.at(0, j, 1));
     }
-    give_tiles<kHeadTiles>(way_of(kHeadsExchange), heads, Config::kHeadsPitch, row, column_of, for_row_group);
+    give_tiles<kHeadTiles>(exchanges.way(Exchange::kHeads), heads, Config::kHeadsPitch, row, column_of, for_row_group);
   };
 
   // The block's columns of silu(W_1 · LN(X) + b_1), to the row group. W_1 and b_1 are halved for the SiLU.
@@ -500,7 +465,7 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
         for (int i = 0; i < 4; ++i) sums[m][j].value[i] = silu_of_half(sums[m][j].value[i]);
         store_tile(hidden, Config::kHiddenPitch, row, column_of(j), sums[m][j]);
       }
-      give_tiles<kCount>(way_of(kHiddenExchange), hidden, Config::kHiddenPitch, row, column_of, for_row_group);
+      give_tiles<kCount>(exchanges.way(Exchange::kHidden), hidden, Config::kHiddenPitch, row, column_of, for_row_group);
     }
   };
 
@@ -543,10 +508,7 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
   };
 
   for (int i = 0; i < 4; ++i) fetch_weights(i);
-  if (Config::kSends && thread_index() == 0) {
-    for (int i = 0; i < Config::kBarriers; ++i) barrier_init(barriers, i, Config::kWarps);
-    publish_barriers();
-  }
+  exchanges.start();
   wait_for_earlier_launches();
   // x, four loads under way a thread; zeros in padded rows and channels.
   const int row_units = 2 * in_steps;  // of 16 bytes
@@ -584,25 +546,24 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
   };
   const int bytes_of_rows = bytes_of_columns(Config::kTiles, Config::kDimSlice);
   const int bytes_of_hidden = bytes_of_columns(Config::kHiddenTiles, Config::kHiddenSlice);
-  multiply_into_rows(input, in_pitch, in_steps, slice_of(Config::kReduceBuffer, in_steps), false, kRowsFromHidden);
-  next_product(kRowsFromHidden, 0, bytes_of_rows);
+  const int told_bytes = Config::kRowGroups == 2 ? Config::Exchanges::kToldBytes : 0;
+  multiply_into_rows(input, in_pitch, in_steps, slice_of(Config::kReduceBuffer, in_steps), false,
+                     Exchange::kRowsFromHidden);
+  next_product(Exchange::kRowsFromHidden, 0, bytes_of_rows + told_bytes);
 #pragma unroll 1
   for (int layer = 0; layer < params.layers; ++layer) {
-    const int keys_exchange = layer % 2 == 0 ? kKeysOfEvenLayers : kKeysOfOddLayers;
-    const Shared<T> keys_values =
-        keys_of_layers.part(layer % Config::kKeyBuffers * Config::kKeyElements, Config::kKeyElements);
-    make_attention_operands(keys_values, keys_exchange);
-    next_product(keys_exchange, layer / 2, bytes_of_keys());
-    attend(keys_values);
-    finish_exchange(kHeadsExchange, layer, bytes_of_heads());
+    make_attention_operands();
+    next_product(Exchange::kKeys, layer, bytes_of_keys());
+    attend();
+    exchanges.finish(Exchange::kHeads, layer, bytes_of_heads());
     multiply_into_rows(heads, Config::kHeadsPitch, Config::kHeadsSteps,
-                       slice_of(Config::kProjectionBuffer, Config::kHeadsSteps), true, kRowsFromHeads);
-    next_product(kRowsFromHeads, layer, bytes_of_rows);
+                       slice_of(Config::kProjectionBuffer, Config::kHeadsSteps), true, Exchange::kRowsFromHeads);
+    next_product(Exchange::kRowsFromHeads, layer, bytes_of_rows);
     make_hidden();
-    next_product(kHiddenExchange, layer, bytes_of_hidden);
+    next_product(Exchange::kHidden, layer, bytes_of_hidden);
     multiply_into_rows(hidden, Config::kHiddenPitch, Config::kHiddenSteps,
-                       slice_of(Config::kReduceBuffer, Config::kHiddenSteps), true, kRowsFromHidden);
-    next_product(kRowsFromHidden, layer + 1, bytes_of_rows);
+                       slice_of(Config::kReduceBuffer, Config::kHiddenSteps), true, Exchange::kRowsFromHidden);
+    next_product(Exchange::kRowsFromHidden, layer + 1, bytes_of_rows + told_bytes);
   }
   multiply_output();
 }

@@ -117,7 +117,8 @@ Status launch_transformer_cluster_long(const TransformerClusterArguments& a, Str
 
 template <class Config>
 constexpr TransformerClusterInstance transformer_cluster_long_instance() {
-  return {Config::kDim, Config::kClusterRows, false, Config::kSharedBytes, &launch_transformer_cluster_long<Config>};
+  return {Config::kDim, Config::kClusterRows, Config::kSends, Config::kSharedBytes,
+          &launch_transformer_cluster_long<Config>};
 }
 
 template <class Config>
@@ -130,9 +131,12 @@ constexpr TransformerClusterInstance transformer_cluster_instance() {
 template <class T>
 TransformerClusterInstances transformer_cluster_instances() {
   static constexpr TransformerClusterInstance kInstances[] = {
-      transformer_cluster_long_instance<TransformerClusterLongConfig<T, 64, 2>>(),
-      transformer_cluster_long_instance<TransformerClusterLongConfig<T, 96, 3>>(),
-      transformer_cluster_long_instance<TransformerClusterLongConfig<T, 144, 5>>(),
+      transformer_cluster_long_instance<TransformerClusterLongConfig<T, 64, 2, false>>(),
+      transformer_cluster_long_instance<TransformerClusterLongConfig<T, 96, 3, false>>(),
+      transformer_cluster_long_instance<TransformerClusterLongConfig<T, 144, 5, false>>(),
+      transformer_cluster_long_instance<TransformerClusterLongConfig<T, 64, 2, true>>(),
+      transformer_cluster_long_instance<TransformerClusterLongConfig<T, 96, 3, true>>(),
+      transformer_cluster_long_instance<TransformerClusterLongConfig<T, 144, 5, true>>(),
       transformer_cluster_instance<TransformerClusterConfig<T, 80, 3, 64, 2, false>>(),
       transformer_cluster_instance<TransformerClusterConfig<T, 120, 4, 64, 2, false>>(),
       transformer_cluster_instance<TransformerClusterConfig<T, 192, 6, 64, 2, false>>(),

@@ -2,8 +2,7 @@
 // eight blocks, one launch. The stage, its numbers and what is folded into the weights are those of transformer.cuh.
 //
 // Beside attention, rows have nothing to do with each other: a block owns 32 of the 256 rows for all products but those
-// of Q, K and V, whose columns belong to heads. That leaves three exchanges a layer (distributed shared memory), each
-// with a cluster barrier behind it:
+// of Q, K and V, whose columns belong to heads. That leaves three exchanges a layer (distributed shared memory):
 //
 //       block   0  1  2  3  4  5  6  7      rows   0 … 127   blocks 0  2  4  6   (row group 0)
 //       head    0  0  1  1  2  2  3  3      rows 128 … 255   blocks 1  3  5  7   (row group 1)
@@ -12,6 +11,10 @@
 //     Q, K, V of a head and the group's rows: K and V → the other block of the head
 //     attention of a head and the group's rows: O → the owner of each row
 //     W_o, W_1, SiLU, W_2 of the own rows: X → the row group
+//
+// They have two forms, by stores or by sends (cluster_exchange.cuh). A block's O and X come when all its warps have left
+// what the exchanges before brought; but the other block of its head gets neither, so its warps tell it when they have
+// left the hidden layer, which lies where K and V come next.
 //
 // Splitting all products by columns, as transformer_cluster.cuh does for short sequences, would exchange X twice and
 // the hidden layer too: 158 KB a block and layer at D = 144, which nothing hides.
@@ -42,9 +45,10 @@
 namespace mvk {
 
 // Sizes that the kernel, its launcher and (by name) its packing share; everything in them is known before the launch.
-template <class T, int kDimOf, int kHeadTilesOf>
+template <class T, int kDimOf, int kHeadTilesOf, bool kSendsOf>
 struct TransformerClusterLongConfig {
   using Type = T;
+  static constexpr bool kSends = kSendsOf;
   static constexpr int kBlocks = 8;  // of a cluster: the most that every GPU with clusters takes
   static constexpr int kHeads = 4;
   static constexpr int kWarps = 8;
@@ -86,7 +90,14 @@ struct TransformerClusterLongConfig {
   static constexpr int kQueriesBegin = kTurnsBegin + kClusterRows * key_pitch(kHeadTiles) * 2;
   static constexpr int kHeadsBegin = kQueriesBegin + kRows * kQueryPitch * 2;
   static constexpr int kLinesBegin = kHeadsBegin + kOwnRows * kHeadsPitch * 2;
-  static constexpr int kSharedBytes = kLinesBegin + kOwnRows * 8;
+  static constexpr int kExchangesBegin = kLinesBegin + kOwnRows * 8;
+  using Exchanges = ClusterExchanges<kSends, kWarps>;
+  static constexpr int kSharedBytes = kExchangesBegin + Exchanges::kBytes;
+
+  // What a block gets in an exchange, in bytes: of its partner, and of the other blocks with the row group.
+  static constexpr int kKeysBytes = kRows * 16 * 2 * kHeadTiles;
+  static constexpr int kHeadsBytes = (kHeads - 1) * kOwnRows * 16 * kHeadTiles;
+  static constexpr int kRowsBytes = (kHeads - 1) * kOwnRows * 16 * kTiles + Exchanges::kToldBytes;
 
   static constexpr int kMaxChannels = 8 * kHiddenTiles;  // of x and of y
 
@@ -163,6 +174,7 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
   const Shared<T> hidden = shared_region<T>("hidden", Config::kTurnsBegin, Config::kOwnRows * Config::kHiddenPitch);
   const Shared<T> output = shared_region<T>("output", Config::kTurnsBegin, Config::kOwnRows * Config::kHiddenPitch);
   const Shared<float> lines = shared_region<float>("lines", Config::kLinesBegin, Config::kOwnRows * 2);
+  const auto exchanges = Config::Exchanges::at(Config::kExchangesBegin);
 
   // --- the stream of weights ---
   int next_chunk = 0;
@@ -206,14 +218,14 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m) load_row_tile(own, m, rows, kRowPitch, row + 16 * m);
   };
-  const auto for_row_group = [&](const auto& send) {
+  const auto for_row_group = [&](const auto& visit) {
 #pragma unroll
-    for (int i = 1; i < Config::kHeads; ++i) send((rank + Config::kRowGroups * i) % Config::kBlocks);
+    for (int i = 1; i < Config::kHeads; ++i) visit((rank + Config::kRowGroups * i) % Config::kBlocks);
   };
-  const auto for_partner = [&](const auto& send) { send(rank ^ 1); };
+  const auto for_partner = [&](const auto& visit) { visit(rank ^ 1); };
 
   // The own rows of X = [X +] a · W + b; `a` is a region of the own rows and `steps` k-steps.
-  const auto multiply_into_rows = [&](Shared<T> region, int pitch, int steps, bool add, bool send) {
+  const auto multiply_into_rows = [&](Shared<T> region, int pitch, int steps, bool add, bool give) {
     constexpr int kColumnWarps = Config::kOwnColumnWarps;
     constexpr int kCount = ceil_div(kTiles, kColumnWarps);
     FragmentC sums[kRowTiles][kCount] = {};
@@ -260,8 +272,11 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
         }
         store_tile(rows, kRowPitch, row, column, sums[m][j]);
       }
-      if (send) give_tiles<kCount>(ByStore{}, rows, kRowPitch, row, column_of, for_row_group);
+      if (give) {
+        give_tiles<kCount>(exchanges.way(Exchange::kRowsFromHidden), rows, kRowPitch, row, column_of, for_row_group);
+      }
     }
+    if (give) exchanges.tell(Exchange::kRowsFromHidden, rank ^ 1);
   };
 
   // sums = LN(X) · W + b of the own rows, for `tiles` tiles of columns, at most 2·D channels.
@@ -333,7 +348,8 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
           store_tile(queries, Config::kQueryPitch, row, 8 * (tile - 2 * kHeadTiles), sums[m][j]);
         }
       }
-      give_tiles<kCount>(ByStore{}, keys_values, key_pitch(kHeadTiles), key_row, key_column, for_partner);
+      give_tiles<kCount>(exchanges.way(Exchange::kKeys), keys_values, key_pitch(kHeadTiles), key_row, key_column,
+                         for_partner);
     }
   };
 
@@ -356,7 +372,7 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
     }
     sync_warp();
     const int owner = row / Config::kOwnRows * Config::kRowGroups + row_group;
-    const Remote<T> others_heads = of_block(heads, owner);
+    const auto way = exchanges.way(Exchange::kHeads);
 #pragma unroll
     for (int j = 0; j < kHeadTiles; j += 2) {
       const int tile = j + lane / 16;
@@ -366,7 +382,7 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
         if (owner == rank) {
           heads.store(place, words);
         } else {
-          others_heads.store(place, words);
+          way(heads, owner, place, words);
         }
       }
     }
@@ -417,6 +433,7 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
   };
 
   for (int i = 0; i < Config::kSlots - 1; ++i) fetch_chunk(i);
+  exchanges.start();
   wait_for_earlier_launches();
   // x of the own rows; zeros in padded rows and channels.
   const int in_steps = ceil_div(params.in_channels, 16);
@@ -436,11 +453,11 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
   multiply_into_rows(input, in_pitch, in_steps, false, params.layers > 0);
 #pragma unroll 1
   for (int layer = 0; layer < params.layers; ++layer) {
-    sync_cluster();
+    exchanges.finish(Exchange::kRowsFromHidden, layer, Config::kRowsBytes);
     make_attention_operands();
-    sync_cluster();
+    exchanges.finish(Exchange::kKeys, layer, Config::kKeysBytes);
     attend();
-    sync_cluster();
+    exchanges.finish(Exchange::kHeads, layer, Config::kHeadsBytes);
     multiply_into_rows(heads, Config::kHeadsPitch, Config::kHeads * kHeadTiles / 2, true, false);
     make_hidden();
     multiply_into_rows(hidden, Config::kHiddenPitch, kTiles, true, layer + 1 < params.layers);

@@ -102,7 +102,7 @@ def blocks(backend: str, size: str) -> Iterator[None]:
 @contextlib.contextmanager
 def clusters(backend: str, device: str, at_once: int = 1_000_000, *, sends: bool = False) -> Iterator[None]:
     """Makes the transformer of "simt" or "cuda" take clusters, as on a GPU that runs ``at_once`` of them at once; skips
-    without any. ``sends``: those whose blocks send, for short sequences."""
+    without any. ``sends``: those whose blocks send."""
     library = native.library(backend)
     if not library.has_clusters(torch.device(device)):
         pytest.skip(f"{device} has no thread-block clusters")
@@ -111,7 +111,7 @@ def clusters(backend: str, device: str, at_once: int = 1_000_000, *, sends: bool
     library.multiprocessors = lambda device: multiprocessors  # type: ignore[method-assign]
 
     def lay_out(instance, *sizes):
-        return dataclasses.replace(lay_out_clusters(instance, *sizes), sends=sends and not instance.long)
+        return dataclasses.replace(lay_out_clusters(instance, *sizes), sends=sends)
 
     transformer_plan.lay_out_clusters = lay_out
     transformer_plan.plan_clusters.cache_clear()

@@ -139,7 +139,7 @@ def every_instance(dtype: torch.dtype) -> Iterator[verify.Result]:
         sizes = (16, cluster.dim, 2 * cluster.dim, 1, 16)
         short = cluster.row_groups == 1  # up to 16 tokens, on clusters of 16 or 64 rows
         height, width = (6, 8) if short else (24, 24) if cluster.rows == 256 else (12, 10)
-        for sends in (False,) if cluster.long else (False, True):
+        for sends in (False, True):
             with clusters("simt", "cpu", at_once=1 if short and cluster.rows == 64 else 1_000_000, sends=sends):
                 yield check(StageCase("transformer", sizes, (1, 16, height, width), {"num_heads": 4}))
 

@@ -70,8 +70,8 @@ def short_name(mangled: str) -> str:
         dim, _, rows, groups, sends = config.groups()
         split = f"{groups} row group{'s' * (groups != '1')}" + ", sends" * (sends == "1")
         return f"transformer_cluster {dtype} {dim} channels, {rows} rows, {split}"
-    if config := re.search(r"TransformerClusterLongConfigI\w+?Li(\d+)E", mangled):
-        return f"transformer_cluster {dtype} {config[1]} channels, 256 rows"
+    if config := re.search(r"TransformerClusterLongConfigI\w+?Li(\d+)ELi\d+ELb([01])E", mangled):
+        return f"transformer_cluster {dtype} {config[1]} channels, 256 rows" + ", sends" * (config[2] == "1")
     if config := re.search(r"TransformerWgmmaConfigI\w+?" + r"Li(\d+)E" * 3, mangled):
         dim, tokens, warpgroups = config.groups()
         return f"transformer_wgmma {dtype} {dim} channels, {tokens} tokens, {64 * int(warpgroups)} rows a block"

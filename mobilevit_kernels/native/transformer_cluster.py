@@ -187,7 +187,7 @@ def planned(packed: Packed, num_heads: int, tokens: int, sequences: int, multipr
 def plans(packed: Packed, num_heads: int, tokens: int, sequences: int, multiprocessors: int) -> list[ClusterPlan]:
     """Every instance that takes such sequences, up to twice as many as :func:`plan_clusters` would give it.
 
-    Those for short sequences in two forms, of which the rules take the first.
+    Each in two forms, of which the rules take the first.
     """
     found = []
     library = native.library(packed.backend)
@@ -198,7 +198,7 @@ def plans(packed: Packed, num_heads: int, tokens: int, sequences: int, multiproc
         laid_out = lay_out_clusters(instance, rows, sequences)
         found.append(laid_out)
         needed = library.shared_bytes("transformer_cluster", instance.dim, instance.rows, True)
-        if 0 < needed <= library.shared_limit(packed.device):
+        if needed <= library.shared_limit(packed.device):
             found.append(dataclasses.replace(laid_out, sends=True))
     return found
 
