@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
@@ -71,8 +72,9 @@ class Accuracy:
     stock_non_finite: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, ready for JSON."""
-        return asdict(self)
+        """Plain data, ready for JSON: None where a figure is not finite."""
+        plain = asdict(self)
+        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in plain.items()}
 
     def __str__(self) -> str:
         count = "1 image" if self.images == 1 else f"{self.images} images"
@@ -231,6 +233,9 @@ def accuracy(stock: nn.Module, fast: nn.Module, images: Images) -> Accuracy:
 
 def compare(stock: nn.Module, fast: nn.Module, images: Images, name: str) -> Accuracy:
     """:func:`accuracy`, with the name that its argument ``images`` has in error messages."""
+    for argument, model in (("stock", stock), ("fast", fast)):
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"{argument}: expected a torch.nn.Module, got {type(model).__name__}")
     stem = _stem_of(fast)
     normalize, own_normalize = normalize_of(fast), normalize_of(stock)
     if own_normalize is not None and _plain(own_normalize) != _plain(normalize):

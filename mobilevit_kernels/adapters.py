@@ -38,7 +38,8 @@ class TimmMobileViT(MobileViT):
 
     def __init__(self, stock: Any, spec: NetworkSpec, keep_head: bool, **kwargs: Any) -> None:
         super().__init__(spec, **kwargs)
-        self.stock_head: Any = copy.deepcopy(stock.head).eval() if keep_head else None
+        self.stock_head: Any = copy.deepcopy(stock.head).eval().requires_grad_(False) if keep_head else None
+        self._stock_classes = getattr(stock, "num_classes", 0)
         self.global_pool = stock.global_pool
         self.feature_info: Any
         for name in ("num_features", "head_hidden_size", "feature_info", "pretrained_cfg", "default_cfg"):
@@ -50,6 +51,18 @@ class TimmMobileViT(MobileViT):
     def pools(self) -> bool:
         """Whether the fused head pools: not with ``global_pool=''``, nor where the stock head does it."""
         return self.stock_head is None and self.global_pool != ""
+
+    @property
+    def num_classes(self) -> int:
+        """Classes; 0: no classifier."""
+        return super().num_classes if self.stock_head is None else self._stock_classes
+
+    def train(self, mode: bool = True) -> TimmMobileViT:
+        """Sets the flag; the stock head stays in eval mode, as everything else computes."""
+        super().train(mode)
+        if self.stock_head is not None:
+            self.stock_head.eval()
+        return self
 
     def _match_stock_head(self) -> None:
         if self.stock_head is not None:
@@ -121,7 +134,7 @@ class TimmMobileViT(MobileViT):
             taps = [len(self.layers) if tap is None else tap for tap in taps]
         chosen, last = feature_take_indices(len(taps), indices)
         outputs = self.compute(x, pool=False, taps=tuple(tap for tap in taps if tap is not None))
-        intermediates = [outputs[i] for i in chosen]
+        intermediates = [outputs[i] for i in sorted(set(chosen))]  # in the order of the network, as the stock method
         if intermediates_only:
             return intermediates
         return outputs[last] if stop_early and last + 1 < len(taps) else outputs[-1], intermediates
@@ -129,7 +142,7 @@ class TimmMobileViT(MobileViT):
     def get_classifier(self) -> nn.Module:
         """The classifier as a Linear of its own (Identity where there is none)."""
         if self.stock_head is not None:
-            return self.stock_head.fc
+            return getattr(self.stock_head, "fc", self.stock_head)
         if self.head is None or self.head.weights.fc_weight is None:
             return nn.Identity()
         weight = self.head.weights.fc_weight
@@ -336,7 +349,14 @@ class TransformersSegmenter(TransformersMobileViT):
 
     def __init__(self, stock: Any, spec: NetworkSpec, **kwargs: Any) -> None:
         super().__init__(stock, spec, **kwargs)
-        self.segmentation_head = copy.deepcopy(stock.segmentation_head).eval().to(self.compute_dtype)
+        head = copy.deepcopy(stock.segmentation_head).eval().requires_grad_(False)
+        self.segmentation_head = head.to(self.compute_dtype)
+
+    def train(self, mode: bool = True) -> TransformersSegmenter:
+        """Sets the flag; the head stays in eval mode, as everything else computes."""
+        super().train(mode)
+        self.segmentation_head.eval()
+        return self
 
     def configure(self, **options: Any) -> None:
         super().configure(**options)

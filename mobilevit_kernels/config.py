@@ -57,7 +57,7 @@ def get_config(name: str) -> MobileViTConfig:
     Raises:
         ValueError: for a name that is not one of the three, with the three listed.
     """
-    if name not in CONFIGS:
+    if not isinstance(name, str) or name not in CONFIGS:
         hint = ""
         if isinstance(name, str) and ("mobilevitv2" in name or "mobilevitv3" in name):
             hint = "; MobileViTv2 and MobileViTv3 are not supported"

@@ -175,7 +175,8 @@ class Engine:
             return network.run(x, **options)
         self._check_weights(network)
         # Into a capture of the caller's own go the launches themselves: it cannot take a graph.
-        if (self._graphs or self.automatic) and not self._is_capturing(x):
+        # Hooks see one stage after the other.
+        if (self._graphs or self.automatic) and not self._is_capturing(x) and not network.has_hooks():
             captured = self._captured(self._key(x, options))
             if captured is None and self.automatic:
                 captured = self.capture(network, x, **options)
@@ -201,6 +202,8 @@ class Engine:
         if packed == self._packed and normalize is self._normalize:  # weights are equal where they are the same objects
             return
         with self._lock:
+            if packed == self._packed and normalize is self._normalize:  # another thread has seen to it meanwhile
+                return
             self.clear()
             # Stages that differ in more run one by one, where each checks what it gets.
             kinds = {(p.backend, p.dtype, p.device) for p in packed}
@@ -361,10 +364,15 @@ class Engine:
             keep: ``x`` itself becomes the graph's input; else a copy.
 
         Raises:
-            RuntimeError: ``x`` is not on a CUDA device.
+            RuntimeError: ``x`` is not on a CUDA device, or the network has forward hooks.
         """
         if not self._on_gpu(x):
             raise RuntimeError(f"graph: CUDA graphs need a CUDA device, the input is on {x.device}")
+        if network.has_hooks():
+            raise RuntimeError(
+                "graph: expected a network without forward hooks on its blocks and stages, which a graph would not "
+                "run; remove them first"
+            )
         self._check_weights(network)
         key = self._key(x, options)
         with self._lock, torch.cuda.device(x.device):

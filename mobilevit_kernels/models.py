@@ -27,6 +27,7 @@ from mobilevit_kernels.stages import (
     Stage,
     StemStage,
     TransformerStage,
+    all_or_none,
 )
 
 __all__ = ["InvertedResidual", "MobileViT", "MobileViTBlock", "create_model"]
@@ -54,6 +55,11 @@ class _Block(nn.Module):
     def run(self, x: Activation) -> Activation:
         """The block on a map in the compute dtype."""
         raise NotImplementedError
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Block:
+        with all_or_none([module for module in self.modules() if isinstance(module, Stage)]):
+            super()._apply(fn, recurse)
+        return self
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -318,17 +324,25 @@ class MobileViT(nn.Module):
     ) -> MobileViT:
         """Reads a whole stock network; the result returns logits (or the last map, where there is no head).
 
-        :func:`mobilevit_kernels.optimize` also keeps the stock model's call signature and return type.
+        :func:`mobilevit_kernels.optimize` also keeps the stock model's call signature and return type, and a head that
+        is not MobileViT's own.
 
         Raises:
             Unsupported: a model that cannot be served, with the reason.
         """
-        if isinstance(module, MobileViT):
-            spec = module.spec
-        else:
-            from mobilevit_kernels import convert
+        from mobilevit_kernels import convert
 
-            spec = convert.read_network(module).network
+        if isinstance(module, MobileViT):
+            spec, standard = module.spec, getattr(module, "stock_head", None) is None
+            normalize = module.stem.normalize if normalize is None else normalize
+        else:
+            source = convert.read_network(module)
+            spec, standard = source.network, source.head_is_standard
+        if not standard:
+            raise convert.Unsupported(
+                f"module: expected a network that ends with MobileViT's own head or with its last map, got a "
+                f"{type(module).__name__} that goes on behind it; mobilevit_kernels.optimize(module) serves it"
+            )
         return cls(spec, dtype=dtype, backend=backend, normalize=normalize, own_dtype=own_dtype_of(module))
 
     @classmethod
@@ -370,9 +384,10 @@ class MobileViT(nn.Module):
             ValueError: a bad option.
             BackendUnavailable: ``backend`` was named and cannot serve.
         """
-        self.stem.set_normalize(normalize)
-        for stage in self.stages():
-            stage.configure(dtype=dtype, own_dtype=own_dtype, backend=backend)
+        with all_or_none(self.stages()):
+            self.stem.set_normalize(normalize)
+            for stage in self.stages():
+                stage.configure(dtype=dtype, own_dtype=own_dtype, backend=backend)
         self.engine = Engine(automatic=graph)
 
     @property
@@ -483,7 +498,8 @@ class MobileViT(nn.Module):
         return self.compute(x, pool=False)[-1]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MobileViT:
-        super()._apply(fn, recurse)
+        with all_or_none(self.stages()):
+            super()._apply(fn, recurse)
         self.engine.clear()
         return self
 
@@ -610,6 +626,8 @@ def own_dtype_of(module: nn.Module) -> torch.dtype:
 def _read_block(module: nn.Module, spec_class: type, what: str) -> Any:
     from mobilevit_kernels import convert
 
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module: expected a torch.nn.Module, got {type(module).__name__}")
     spec = convert.read_block(module)
     if not isinstance(spec, spec_class):
         raise convert.Unsupported(f"module: expected {what} of timm, transformers, ml-cvnets or python_ref, got "

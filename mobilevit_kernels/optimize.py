@@ -118,11 +118,16 @@ def load(
         checkpoint: a .safetensors, .pt, .pth or .bin file; pickles are read with ``weights_only=True``.
         dtype, backend, normalize: as for :func:`optimize`.
 
+    The file of an optimized network's own ``state_dict()`` is read too, where the network has the published strides and
+    classifier, which are not in it; the images that it takes stay in the channel order that they had.
+
     Raises:
         TypeError: ``checkpoint`` is not a path.
         FileNotFoundError: there is no such file.
         ValueError: an unknown name or backend; a file that is no checkpoint; missing, extra or wrongly shaped tensors,
             by name.
+        BackendUnavailable: ``backend`` was named and cannot serve on the CPU, where the weights are at first: "auto"
+            takes the GPU's backends once the model is moved there.
     """
     check_dtype(dtype)
     check_name(backend)
@@ -170,6 +175,7 @@ def replace_blocks(model: nn.Module, dtype: torch.dtype | None = None, backend: 
                 replacement = _module_class(spec)(spec, dtype=dtype, backend=backend, own_dtype=own_dtype_of(block))
             replacement.train(block.training)
             replacement.__dict__["_original"] = block  # past nn.Module: the original is no part of the network now
+            replacement.__dict__["_was_training"] = block.training
             fresh[block] = replacement
         assert parent is not None
         places.append((parent, child_name, fresh[block]))
@@ -229,7 +235,10 @@ def restore(model: nn.Module) -> int:
             original = None if child is None else child.__dict__.get("_original")
             if child is not None and original is not None:
                 stage = next(stage for stage in child.modules() if isinstance(stage, Stage))
-                setattr(parent, name, original.to(device=stage.device, dtype=stage.cast_to).train(child.training))
+                original.to(device=stage.device, dtype=stage.cast_to)
+                if child.training != child.__dict__["_was_training"]:  # else each module inside keeps its own flag
+                    original.train(child.training)
+                setattr(parent, name, original)
                 restored += 1
     return restored
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 
 import torch
@@ -24,10 +25,32 @@ from mobilevit_kernels.ops.stem import check_normalize
 from mobilevit_kernels.packed import Packed
 from mobilevit_kernels.plan import Recorded
 
-__all__ = ["Conv3x3Stage", "HeadStage", "InvertedResidualStage", "Stage", "StemStage", "TransformerStage"]
+__all__ = [
+    "Conv3x3Stage",
+    "HeadStage",
+    "InvertedResidualStage",
+    "Stage",
+    "StemStage",
+    "TransformerStage",
+    "all_or_none",
+]
 
 W = TypeVar("W", bound=StageWeights)
 Activation: TypeAlias = Any  # a Tensor; or a Recorded, which gives a Recorded
+
+
+@contextlib.contextmanager
+def all_or_none(stages: Sequence[Stage[Any]]) -> Iterator[None]:
+    """Puts stages back as they were where the block raises: a cast that the last one refuses changes none of them."""
+    before = [(stage, dict(stage.__dict__), dict(stage._buffers)) for stage in stages]
+    try:
+        yield
+    except BaseException:
+        for stage, attributes, buffers in before:
+            stage.__dict__.clear()
+            stage.__dict__.update(attributes)
+            stage._buffers.update(buffers)
+        raise
 
 
 class Stage(nn.Module, Generic[W]):
@@ -57,9 +80,11 @@ class Stage(nn.Module, Generic[W]):
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        for name, tensor in canonical.named_tensors(weights):
-            # Copied: the stage must not change with the stock module it was read from.
-            self.register_buffer(name.replace(".", "_"), tensor.detach().float().clone())
+        # No inference tensors: load_state_dict could not write them.
+        with torch.inference_mode(False), torch.no_grad():
+            for name, tensor in canonical.named_tensors(weights):
+                # Copied: the stage must not change with the stock module it was read from.
+                self.register_buffer(name.replace(".", "_"), tensor.detach().float().clone())
         self._names = [name for name, _ in canonical.named_tensors(weights)]
         self._others = {"eps": weights.eps} if isinstance(weights, TransformerWeights) else {}
         self.training = False  # there is no other mode
@@ -134,14 +159,15 @@ class Stage(nn.Module, Generic[W]):
         targets = {
             fn(torch.empty(0, dtype=dtype, device=self.device)).dtype for dtype in (torch.float32, torch.float64)
         }
-        if len(targets) == 1:
-            self.cast_to = self._dtype = targets.pop()
-        for name, buffer in self._buffers.items():
-            assert buffer is not None
-            moved = fn(buffer)
-            self._buffers[name] = moved if moved.dtype == torch.float32 else buffer.to(moved.device)
-        if self.device.type != "meta":
-            self.repack()
+        with all_or_none([self]):
+            if len(targets) == 1:
+                self.cast_to = self._dtype = targets.pop()
+            for name, buffer in self._buffers.items():
+                assert buffer is not None
+                moved = fn(buffer)
+                self._buffers[name] = moved if moved.dtype == torch.float32 else buffer.to(moved.device)
+            if self.device.type != "meta":
+                self.repack()
         return self
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
@@ -172,10 +198,12 @@ class StemStage(Stage[StemWeights]):
 
     def set_normalize(self, normalize: tuple[Sequence[float], Sequence[float]] | None) -> None:
         """Sets the normalisation of images; ValueError for one that the stem's channels do not fit."""
-        for name, values in zip(("mean", "std"), check_normalize(normalize), strict=True):
+        mean, std = check_normalize(normalize)
+        for name, values in (("mean", mean), ("std", std)):
             if values and len(values) != self.packed.sizes[0]:
                 raise ValueError(f"normalize: expected {self.packed.sizes[0]} values of {name}, got {len(values)}")
-        self.normalize = normalize
+        # Plain numbers of its own: what the caller gave may be an iterator, a tensor, or a list that changes.
+        self.normalize = (tuple(mean), tuple(std)) if mean else None
 
     @property
     def shape(self) -> str:

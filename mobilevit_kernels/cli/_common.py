@@ -76,6 +76,8 @@ def pick_device(name: str | None) -> torch.device:
         device = machine.indexed(name)
     except RuntimeError as error:
         raise ValueError(f"--device: expected a torch device such as cpu or cuda:0, got {name!r}") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"--device: expected cpu or a CUDA device, got {name!r}")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"--device: expected a device of this machine, got {name!r}, but there is no CUDA device")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():

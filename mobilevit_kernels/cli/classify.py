@@ -104,7 +104,7 @@ def make_network(
     try:
         return network if backend == "auto" else MobileViT(network.spec, backend=backend, **kwargs)
     except BackendUnavailable as error:
-        half = backend in ("cuda", "simt") and network.compute_dtype == torch.float32
+        half = "compute in float16" in str(error)
         raise ValueError(f"{error}{'; --dtype float16 chooses another' if half else ''}") from error
 
 

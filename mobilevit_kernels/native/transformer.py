@@ -283,10 +283,10 @@ def refusal(
         return f"dim: expected at most {MAX_DIM}, got {dim}"
     heads = num_heads or _usual_heads(dim)
     instances = instances_for(dim, heads)
-    if not instances and num_heads is not None:
+    if not instances:
         return _too_wide(dim, heads)
-    if not instances or _fitting(backend, dim, heads, device):
-        return None  # without any instance the number of heads must be given: pack() decides
+    if _fitting(backend, dim, heads, device):
+        return None
     library = native.library(backend)
     needed = shared_bytes(library, instances[-1], dim, heads)
     return f"{dim} channels need {needed} bytes of shared memory a block, {device} has {library.shared_limit(device)}"

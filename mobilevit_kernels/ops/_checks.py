@@ -79,7 +79,7 @@ def check_ratio(name: str, value: object) -> None:
 
 def check_one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
     """Raises unless ``value`` is one of ``allowed``."""
-    if value not in allowed:
+    if isinstance(value, bool | float) or value not in allowed:  # 1.0 and True equal 1
         raise ValueError(f"{name}: expected {' or '.join(map(repr, allowed))}, got {describe(value)}")
 
 

@@ -57,6 +57,8 @@ def conv3x3(
             raise ValueError(
                 f"x2: expected x's batch, size and dtype, x is {_checks.describe(x)}, got {_checks.describe(x2)}"
             )
+        if x2.device != x.device:
+            raise ValueError(f"x2: expected a tensor on {x.device}, as x is, got one on {x2.device}")
         _checks.check_channels("x2", x2, in_channels - x.shape[1])
     return _launch(x, x2, list(packed.tensors), list(packed.sizes), dilation, activation, packed.backend)
 
