@@ -31,6 +31,7 @@ __all__ = [
     "fold_batch_norm",
     "from_tensors",
     "named_tensors",
+    "to_device",
 ]
 
 
@@ -191,6 +192,19 @@ def named_tensors(weights: StageWeights | EncoderLayerWeights, prefix: str = "")
 
 
 W = TypeVar("W")
+
+
+def to_device(value: W, device: torch.device) -> W:
+    """A description with its tensors on another device."""
+    moved: Any = value
+    if isinstance(value, Tensor):
+        moved = value.to(device)
+    elif isinstance(value, tuple):
+        moved = tuple(to_device(item, device) for item in value)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: to_device(getattr(value, field.name), device) for field in dataclasses.fields(value)}
+        moved = dataclasses.replace(value, **fields)
+    return moved  # type: ignore[no-any-return]
 
 
 def from_tensors(cls: type[W], tensors: Mapping[str, Tensor], **others: Any) -> W:

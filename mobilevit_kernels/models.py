@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mobilevit_kernels import initialize
+from mobilevit_kernels import canonical, initialize, machine
 from mobilevit_kernels.canonical import InvertedResidualSpec, MobileViTBlockSpec, NetworkSpec
 from mobilevit_kernels.config import MobileViTConfig, get_config
 from mobilevit_kernels.engine import Engine
@@ -354,6 +354,7 @@ class MobileViT(nn.Module):
         dtype: torch.dtype | None = None,
         backend: str = "auto",
         normalize: Normalize | None = None,
+        device: torch.device | str | None = None,
     ) -> MobileViT:
         """A network with random weights.
 
@@ -361,12 +362,17 @@ class MobileViT(nn.Module):
             config: "mobilevit_xxs", "mobilevit_xs", "mobilevit_s", or a configuration.
             num_classes: classes; 0: no classifier, the result is the pooled features.
             dtype, backend, normalize: as for the class.
+            device: where it is made; None: PyTorch's default device.
+
+        Raises:
+            ValueError: a bad argument.
+            BackendUnavailable: ``backend`` was named and cannot serve there.
         """
         if not isinstance(config, MobileViTConfig):
             config = get_config(config)
         if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 0:
             raise ValueError(f"num_classes: expected 0 or a positive integer, got {_checks.describe(num_classes)}")
-        spec = initialize.network(config, num_classes)
+        spec = on_device(initialize.network(config, num_classes), device)
         return cls(spec, dtype=dtype, backend=backend, normalize=normalize)
 
     def configure(
@@ -600,19 +606,37 @@ def create_model(
     dtype: torch.dtype | None = None,
     backend: str = "auto",
     normalize: Normalize | None = None,
+    device: torch.device | str | None = None,
 ) -> MobileViT:
     """A MobileViT with random weights.
 
     Args:
         name: "mobilevit_xxs", "mobilevit_xs" or "mobilevit_s".
-        num_classes: classes; 0: no classifier, the result is the pooled features.
-        dtype, backend, normalize: as for :class:`MobileViT`.
+        num_classes, dtype, backend, normalize, device: as for :meth:`MobileViT.from_config`.
 
     Raises:
-        ValueError: for another name, with the three listed.
+        ValueError: for another name, with the three listed, or another bad argument.
+        BackendUnavailable: ``backend`` was named and cannot serve there.
     """
     get_config(name)
-    return MobileViT.from_config(name, num_classes=num_classes, dtype=dtype, backend=backend, normalize=normalize)
+    return MobileViT.from_config(
+        name, num_classes=num_classes, dtype=dtype, backend=backend, normalize=normalize, device=device
+    )
+
+
+def on_device(spec: NetworkSpec, device: torch.device | str | None) -> NetworkSpec:
+    """A description on a device; None: where it is.
+
+    Raises:
+        ValueError: ``device`` names none.
+    """
+    if device is None:
+        return spec
+    try:
+        place = machine.indexed(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device: expected a torch device such as 'cuda', got {device!r}") from error
+    return canonical.to_device(spec, place)
 
 
 def own_dtype_of(module: nn.Module) -> torch.dtype:

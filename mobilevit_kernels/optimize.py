@@ -14,7 +14,7 @@ from mobilevit_kernels import convert
 from mobilevit_kernels.accuracy import Images, check_batches, compare, compute_dtypes, normalize_of
 from mobilevit_kernels.adapters import TransformersMobileViT, adapt
 from mobilevit_kernels.canonical import InvertedResidualSpec
-from mobilevit_kernels.models import InvertedResidual, MobileViT, MobileViTBlock, Normalize, own_dtype_of
+from mobilevit_kernels.models import InvertedResidual, MobileViT, MobileViTBlock, Normalize, on_device, own_dtype_of
 from mobilevit_kernels.registry import check_name
 from mobilevit_kernels.report import Report, Row
 from mobilevit_kernels.stages import Stage
@@ -107,6 +107,7 @@ def load(
     dtype: torch.dtype | None = None,
     backend: str = "auto",
     normalize: Normalize | None = None,
+    device: torch.device | str | None = None,
 ) -> MobileViT:
     """Builds a MobileViT from a checkpoint file of timm, transformers, ml-cvnets or python_ref.
 
@@ -117,6 +118,7 @@ def load(
         name: "mobilevit_xxs", "mobilevit_xs" or "mobilevit_s".
         checkpoint: a .safetensors, .pt, .pth or .bin file; pickles are read with ``weights_only=True``.
         dtype, backend, normalize: as for :func:`optimize`.
+        device: where the model goes; None: the CPU.
 
     The file of an optimized network's own ``state_dict()`` is read too, where the network has the published strides and
     classifier, which are not in it; the images that it takes stay in the channel order that they had.
@@ -126,12 +128,11 @@ def load(
         FileNotFoundError: there is no such file.
         ValueError: an unknown name or backend; a file that is no checkpoint; missing, extra or wrongly shaped tensors,
             by name.
-        BackendUnavailable: ``backend`` was named and cannot serve on the CPU, where the weights are at first: "auto"
-            takes the GPU's backends once the model is moved there.
+        BackendUnavailable: ``backend`` was named and cannot serve there.
     """
     check_dtype(dtype)
     check_name(backend)
-    network = convert.load_network(name, checkpoint)
+    network = on_device(convert.load_network(name, checkpoint), device)
     return MobileViT(network, dtype=dtype, backend=backend, normalize=normalize)
 
 

@@ -178,3 +178,30 @@ def test_what_is_no_module_name_or_stride(stock: torch.nn.Module) -> None:
     x = torch.rand(1, 16, 8, 8)
     with pytest.raises(ValueError, match=r"x2: expected a tensor on cpu, as x is, got one on meta"):
         mvk.ops.conv3x3(x, block.fusion.packed, x2=x.to("meta"))
+
+
+def test_a_model_is_made_on_its_device(tmp_path, stock: torch.nn.Module) -> None:
+    torch.save(stock.state_dict(), tmp_path / "model.pt")
+    x = torch.rand(1, 3, 32, 32)
+    loaded = mvk.load("mobilevit_xxs", tmp_path / "model.pt", device="cpu", backend="torch")
+    assert torch.equal(loaded(x), mvk.optimize(stock)(x))
+    torch.manual_seed(0)
+    created = mvk.create_model("mobilevit_xxs", device=torch.device("cpu"))
+    torch.manual_seed(0)
+    assert torch.equal(created(x), mvk.create_model("mobilevit_xxs")(x))
+    for device in ("nowhere", 1.5):
+        with pytest.raises(ValueError, match=r"device: expected a torch device such as 'cuda', got"):
+            mvk.create_model("mobilevit_xxs", device=device)  # type: ignore[arg-type]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_backend_of_the_gpu_can_be_named(tmp_path, stock: torch.nn.Module) -> None:
+    torch.save(stock.state_dict(), tmp_path / "model.pt")
+    x = torch.rand(1, 3, 64, 64, device="cuda")
+    for model in (
+        mvk.load("mobilevit_xxs", tmp_path / "model.pt", device="cuda", backend="cuda"),
+        mvk.create_model("mobilevit_xxs", device="cuda", backend="cuda"),
+    ):
+        assert model(x).isfinite().all()
+        assert {row.backend for row in mvk.report(model).rows} == {"cuda"}

@@ -91,21 +91,21 @@ def make_network(
     model: str, checkpoint: str | None, backend: str, dtype: str | None, device: torch.device
 ) -> MobileViT:
     """The network of a command on uint8 images: from a checkpoint, or with random weights from a fixed seed."""
-    kwargs: dict[str, Any] = {"dtype": None if dtype is None else _common.DTYPES[dtype], "normalize": PLAIN}
-    if checkpoint is not None:
-        network = load(model, checkpoint, **kwargs)
-    else:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            network = create_model(model, **kwargs)
-    network = network.to(device)
-    if network.num_classes == 0:
-        raise ValueError(f"--checkpoint: expected a network with a classifier, {checkpoint} has none")
+    kwargs: dict[str, Any] = {"normalize": PLAIN, "backend": backend, "device": device}
+    kwargs["dtype"] = None if dtype is None else _common.DTYPES[dtype]
     try:
-        return network if backend == "auto" else MobileViT(network.spec, backend=backend, **kwargs)
+        if checkpoint is not None:
+            network = load(model, checkpoint, **kwargs)
+        else:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                network = create_model(model, **kwargs)
     except BackendUnavailable as error:
         half = "compute in float16" in str(error)
         raise ValueError(f"{error}{'; --dtype float16 chooses another' if half else ''}") from error
+    if network.num_classes == 0:
+        raise ValueError(f"--checkpoint: expected a network with a classifier, {checkpoint} has none")
+    return network
 
 
 def class_names(labels: str | None, num_classes: int) -> list[str] | None:
