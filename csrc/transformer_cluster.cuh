@@ -294,6 +294,14 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
 #pragma unroll
     for (int i = 1; i < Config::kColumnBlocks; ++i) visit((rank + Config::kRowGroups * i) % Config::kBlocks);
   };
+  // Those of them with columns of X, which alone read the hidden layer. Of the others nothing comes that tells that it
+  // is there: sent to them, it might still be on its way when K and V of the next layer come to the same place.
+  constexpr int kReaders = ceil_div(Config::kTiles, Config::kDimSlice);
+  const auto for_readers = [&](const auto& visit) {
+    for_row_group([&](int peer) {
+      if (!Config::kSends || peer / Config::kRowGroups < kReaders) visit(peer);
+    });
+  };
   const auto for_partner = [&](const auto& visit) { visit(rank ^ 1); };
 
   // X = [X + b +] a · W for the block's columns of X, to the row group; `a` is a region of `steps` k-steps.
@@ -465,7 +473,7 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
         for (int i = 0; i < 4; ++i) sums[m][j].value[i] = silu_of_half(sums[m][j].value[i]);
         store_tile(hidden, Config::kHiddenPitch, row, column_of(j), sums[m][j]);
       }
-      give_tiles<kCount>(exchanges.way(Exchange::kHidden), hidden, Config::kHiddenPitch, row, column_of, for_row_group);
+      give_tiles<kCount>(exchanges.way(Exchange::kHidden), hidden, Config::kHiddenPitch, row, column_of, for_readers);
     }
   };
 
@@ -545,7 +553,8 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
     return weights.part(begin, Config::slice_elements(steps, Config::kDimSlice));
   };
   const int bytes_of_rows = bytes_of_columns(Config::kTiles, Config::kDimSlice);
-  const int bytes_of_hidden = bytes_of_columns(Config::kHiddenTiles, Config::kHiddenSlice);
+  const int bytes_of_hidden =
+      column_block < kReaders ? bytes_of_columns(Config::kHiddenTiles, Config::kHiddenSlice) : 0;
   const int told_bytes = Config::kRowGroups == 2 ? Config::Exchanges::kToldBytes : 0;
   multiply_into_rows(input, in_pitch, in_steps, slice_of(Config::kReduceBuffer, in_steps), false,
                      Exchange::kRowsFromHidden);

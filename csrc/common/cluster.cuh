@@ -6,9 +6,10 @@
 //
 // A sync_cluster() makes every warp wait until its stores are there, by a fence. Words that are sent need none: they
 // report to a barrier (mbarrier.cuh) of the block that gets them, and are there for its threads that wait for the phase.
-// What happens before a send, reads of the memory that others are going to send to among them, happens before what
-// follows such a wait: so blocks that send to each other in turn need no barrier to tell that a place is free again. A
-// block may leave the kernel when it has waited for all that is sent to it.
+// What happens in a block before a send (accesses to its own shared memory, and waits for phases) happens before what
+// follows such a wait: so blocks that send to each other in turn need no barrier to tell that a place is free again.
+// Other sends are not among it: of two to the same place, the second has to know that the first was waited for. A block
+// may leave the kernel when it has waited for all that is sent to it.
 #pragma once
 
 #include "memory.cuh"
